@@ -164,7 +164,7 @@ def published_anywhere(arguments):
 
 def as_its_head_says(engine, scratch):
     head = (DEPLOY / "Containerfile").read_text()
-    command = re.search(r"docker run -d (.*) makegate$", head, re.MULTILINE).group(1)
+    command = re.search(r"docker run -d (.*) makegate`$", head, re.MULTILINE).group(1)
     folder = scratch / "folder"
     folder.mkdir(mode=0o755)
     config = (DEPLOY / "container.toml").read_text().replace("0" * 64, hashlib.sha256(KEY.encode()).hexdigest())

@@ -13,6 +13,7 @@
 //! of a makegate that runs as the Debian package has it (`documents/service.sh`). `https`: the same, and its gateway door speaks TLS.
 
 mod blocks;
+mod deploy;
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};

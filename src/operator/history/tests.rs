@@ -2,9 +2,11 @@
 
 use jiff::Timestamp;
 
+use super::super::tests::World;
 use super::point::ERRORS_MAX;
 use super::*;
 use crate::counters::DurationCounts;
+use crate::quota::LimitSource;
 use crate::vocabulary::Answer;
 
 fn point(at: Instant, time: Timestamp) -> HistoryPoint {
@@ -53,4 +55,34 @@ fn groups_add_up_and_stay_the_same_as_time_goes_on() {
     assert_eq!((group.length, group.misses, group.other_errors), (INTERVAL * 3, 6, 9));
     assert_eq!(group.errors, [(ErrorKind::Code("MG131"), 48)]);
     assert_eq!(group.quota, [QuotaUse { organization: Some(11), used: 5, limit: 60 }]);
+}
+
+/// The clock may make an hour of any number of looks, as if it had been set: their number is bounded all the same.
+#[tokio::test]
+async fn however_often_it_is_looked_at_the_points_are_bounded() {
+    let world = World::new();
+    let history = History::default();
+    for _ in 0..POINTS_MAX + 20 {
+        history.sample(&world.state.gateway);
+    }
+    assert_eq!(history.points().len(), POINTS_MAX);
+}
+
+#[test]
+fn of_many_quotas_the_fullest_are_kept() {
+    let bucket = |number: u32| BucketView {
+        organization: Some(number.into()),
+        limit: 100,
+        limit_from: LimitSource::Configured,
+        used: number,
+        remaining: 100 - number,
+        waiting: 0,
+        kept: 0,
+        closed_for: None,
+        closed_because: None,
+        callers: Vec::new(),
+    };
+    let kept = fullest(&(0..20).map(bucket).collect::<Vec<_>>());
+    assert_eq!(kept.iter().map(|quota| quota.used).collect::<Vec<_>>(), [19, 18, 17, 16, 15, 14, 13, 12]);
+    assert_eq!(fullest(&[bucket(0)]), [], "nothing of it is used");
 }

@@ -1,5 +1,6 @@
 //! The door as a whole, without sockets, over a gateway whose upstream nobody asks.
 
+mod bounds;
 mod door;
 mod pages;
 

@@ -73,6 +73,29 @@ fn what_cannot_be_written_to_its_end_leaves_no_file_and_no_folder() {
     drop(demo);
 }
 
+/// The disk is full after some of the files: none is there, however far it came.
+#[test]
+fn of_several_files_all_are_written_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = folder.path().join("man");
+    let dir = made.display().to_string();
+    let mut failures = 0;
+    for blocks in 0..1_000 {
+        let made_by = command(folder.path(), &["man", "--dir", &dir]);
+        let mut shell = std::process::Command::new("sh");
+        let limited = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &limited]).arg(made_by.get_program()).args(made_by.get_args());
+        let output = shell.current_dir(folder.path()).output().unwrap();
+        if output.status.success() {
+            break;
+        }
+        failures += 1;
+        assert_eq!(names(folder.path()), [""; 0], "{blocks} blocks: {output:?}");
+    }
+    let sizes: Vec<_> = names(&made).iter().map(|name| fs::metadata(made.join(name)).unwrap().len()).collect();
+    assert!(failures > 1 && sizes.iter().min() < sizes.iter().max(), "all files fail at once, so it proves nothing");
+}
+
 /// A pipe or a device is written as it is.
 #[test]
 fn an_export_goes_to_a_device_or_through_a_link() {

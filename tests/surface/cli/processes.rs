@@ -4,7 +4,9 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -13,23 +15,36 @@ use serde_json::Value;
 
 use super::{command, run, stderr, stdout};
 
+/// How long a process may say nothing where a test waits for its next line.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
 /// A process that ends with the test.
 pub(super) struct Running {
     child: Child,
-    stdout: BufReader<ChildStdout>,
+    /// Its lines on stdout, until that ends.
+    lines: Mutex<Receiver<String>>,
 }
 
 impl Running {
     pub(super) fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Self { child, stdout }
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        // Of a process whose test has failed nobody takes the rest.
+        thread::spawn(move || {
+            let mut line = String::new();
+            while stdout.read_line(&mut line).unwrap() > 0 && sender.send(std::mem::take(&mut line)).is_ok() {}
+        });
+        Self { child, lines: Mutex::new(lines) }
     }
 
+    /// The next line; empty at the end.
     pub(super) fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        line
+        match self.lines.get_mut().unwrap().recv_timeout(SILENCE_MAX) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Disconnected) => String::new(),
+            Err(RecvTimeoutError::Timeout) => panic!("neither a line nor an end"),
+        }
     }
 
     fn signal(&self, signal: Signal) {
@@ -44,8 +59,7 @@ impl Running {
     /// Ends it by this signal: exit code, and all that it said since on stdout and ever on stderr.
     pub(super) fn end(mut self, signal: Signal) -> (Option<i32>, String) {
         self.signal(signal);
-        let mut told = String::new();
-        self.stdout.read_to_string(&mut told).unwrap();
+        let mut told = self.lines.get_mut().unwrap().iter().collect::<String>();
         self.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
         (self.child.wait().unwrap().code(), told)
     }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -128,6 +129,15 @@ fn a_terminal_gets_its_width_colors_and_relative_times() {
     drop(demo);
 }
 
+/// Ends what goes on beside a test, also if that fails.
+struct StopsOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopsOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn the_log_is_followed_from_a_time_on_without_a_gap_and_ends_after_so_many_records() {
     let temporary = tempfile::tempdir().unwrap();
@@ -151,16 +161,21 @@ fn the_log_is_followed_from_a_time_on_without_a_gap_and_ends_after_so_many_recor
         [&["audit", "follow", "--config", "makegate.toml"][..], &url]
             .map(|source| Running::start(&mut command(&folder, &[source, &more].concat())))
     };
-    for mut follower in follow(&["--since", "1h"], "3") {
-        let shown: Vec<_> = (0..3).map(|_| follower.line().trim_end().to_owned()).collect();
-        assert_eq!(shown, first[..3]);
-        assert_eq!((follower.line(), follower.wait()), (String::new(), Some(0)));
+    // Of five records the first three; and all, of which the newest is as old as the others.
+    for (limit, count) in [("3", 3), ("5", 5)] {
+        for mut follower in follow(&["--since", "1h"], limit) {
+            let shown: Vec<_> = (0..count).map(|_| follower.line().trim_end().to_owned()).collect();
+            assert_eq!(shown, first[..count]);
+            assert_eq!(follower.line(), "", "so many are enough");
+            assert_eq!(follower.wait(), Some(0));
+        }
     }
     // They begin while records come, and see each once.
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stops_in_any_case = StopsOnDrop(&stop);
         scope.spawn(|| {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 demo.get(0, "/api/v2/organizations/11");
             }
         });
@@ -169,7 +184,6 @@ fn the_log_is_followed_from_a_time_on_without_a_gap_and_ends_after_so_many_recor
             assert_eq!(follower.wait(), Some(0));
             assert_eq!(shown, lines(150)[..150]);
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     let seq = |line: &String| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64();
     assert!(first.is_sorted_by_key(seq));

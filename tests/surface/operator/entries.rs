@@ -6,8 +6,8 @@ use std::time::Duration;
 use makegate::sandbox::{Fault, FaultKind};
 use serde_json::{Value, json};
 
-use crate::support::hostile::{Origin, Step};
-use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, Reply, VARIABLES, World, send};
+use crate::support::hostile::{Gate, Origin, Step};
+use crate::support::{ALL, LIST, OPERATOR, ORG, OTHER, Plan, Reply, VARIABLES, World, send, until};
 
 async fn ask(world: &World, method: &str, target: &str, headers: &str, body: &str) -> Reply {
     let headers = format!("authorization: Bearer {OPERATOR}\r\n{headers}");
@@ -96,6 +96,41 @@ async fn a_read_under_way_at_a_purge_fills_nothing() {
     }
 }
 
+/// What to purge, by the id of the entry.
+type PurgeOf = fn(&Value) -> Value;
+
+/// What was purged does not stand in for Make's failure either, even for who asked before.
+#[tokio::test]
+async fn a_purged_answer_is_not_served_stale() {
+    let answer = |status: &str| {
+        Step::write(format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: 19\r\n\r\n{{\"organization\":{{}}}}"
+        ))
+    };
+    let purges: [Option<PurgeOf>; 3] = [Some(|_| json!({"tag": "org:11"})), Some(|id| json!({"entry": id})), None];
+    for purge in purges {
+        let gate = Gate::default();
+        let script = vec![Step::Read, answer("200 OK"), Step::Read, Step::Wait(gate.clone()), answer("503 Slow")];
+        let origin = Origin::start(vec![script]);
+        let plan = Plan::default().set("limits", "attempts = 1").set("cache.lifetime", "organizations = \"1s\"");
+        let world = plan.upstream(format!("http://{}", origin.address())).start().await;
+        world.get(ALL, ORG).await.expect(200);
+        world.clock.advance(Duration::from_secs(2));
+        let entries = json_of(&world, "/cache/entries.json").await;
+        let slow = world.get(ALL, ORG);
+        let meanwhile = async {
+            until(|| origin.received().len() == 2).await;
+            if let Some(purge) = purge {
+                let (headers, body) = ("content-type: application/json\r\n", purge(&entries["entries"][0]["id"]));
+                ask(&world, "POST", "/cache/purge", headers, &body.to_string()).await.expect(200);
+            }
+            gate.open();
+        };
+        let (slow, ()) = tokio::join!(slow, meanwhile);
+        slow.expect(if purge.is_some() { 503 } else { 200 });
+    }
+}
+
 #[tokio::test]
 async fn what_records_may_not_hold_is_not_shown_of_an_entrys_key() {
     let body = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
@@ -115,10 +150,18 @@ async fn what_records_may_not_hold_is_not_shown_of_an_entrys_key() {
 
 #[tokio::test]
 async fn a_caller_shows_how_much_of_its_rate_it_uses() {
-    let world = Plan::default().caller("slow", "grants = [\"*\"]\nrate = \"4/min\"\nburst = 2\n").start().await;
-    for status in [200, 200, 429] {
-        world.get("slow", ORG).await.expect(status);
+    let world = Plan::default()
+        .caller("slow", "grants = [\"*\"]\nrate = \"4/min\"\nburst = 2\n")
+        .caller("slower", "grants = [\"*\"]\nrate = \"120/h\"\nburst = 2\n")
+        .start()
+        .await;
+    for key in ["slow", "slower"] {
+        for status in [200, 200, 429] {
+            world.get(key, ORG).await.expect(status);
+        }
     }
+    let slower = json_of(&world, "/callers.json?name=slower").await["callers"][0].clone();
+    assert_eq!(slower["rate_used"], json!(1.0), "two of two in a minute: {slower}");
     let one = async || json_of(&world, "/callers.json?name=slow").await["callers"][0].clone();
     let row = one().await;
     assert_eq!(row["last_minute"], json!({"requests": 3, "over_rate": 1}), "{row}");

@@ -14,6 +14,8 @@ use crate::support::{ALL, OPERATOR, ORG, Plan, READER, TOO, World, sandbox_at, s
 
 /// The most live pages of one operator, who is alone.
 const OF_ONE: usize = 28;
+/// The most of all operators together.
+const OF_ALL: usize = 32;
 
 /// Rows of 4 KiB paths that make a page of nearly 1 MiB.
 const ROWS: usize = 70;
@@ -146,6 +148,31 @@ async fn pages_that_are_not_live_are_refused() {
     assert_eq!(Events::open(operator(&world), "%2F", "wrong-key").await.0, 401);
 }
 
+/// A page of more than a MiB is told to be too large, once.
+#[tokio::test]
+async fn a_page_that_is_too_large_is_not_sent_again_and_again() {
+    let world = World::start().await;
+    let headers = format!("authorization: Bearer {OPERATOR}\r\naccept: text/html\r\n");
+    let long = format!("/api/v2/{}", "x".repeat(900));
+    let page = async || {
+        let page = send(operator(&world), "GET", "/audit?limit=1000", &headers, "").await.expect(200);
+        page.text().len()
+    };
+    while page().await <= 1 << 20 {
+        assert!(world.log().await.len() < 1_000, "it does not become larger, so it proves nothing");
+        for _ in 0..100 {
+            world.get(ALL, &long).await.expect(404);
+        }
+    }
+    let (status, mut events) = Events::open(operator(&world), "%2Faudit%3Flimit=1000", OPERATOR).await;
+    assert_eq!((status, events.line("event: ").await.as_deref()), (200, Some("event: still")));
+    assert_eq!(events.line("data: ").await.as_deref(), Some("data: \"This page is too large to be live.\""));
+    world.get(ALL, ORG).await.expect(200);
+    world.clock.advance(Duration::from_secs(20));
+    assert_eq!(events.line("").await.as_deref(), Some(""));
+    assert_eq!(events.line(":").await.as_deref(), Some(": still here"));
+}
+
 /// One operator cannot take all places, and a place that is left is free again.
 #[tokio::test]
 async fn live_pages_are_bounded_and_shared_among_operators() {
@@ -165,10 +192,15 @@ async fn live_pages_are_bounded_and_shared_among_operators() {
     assert!(refused.header("retry-after").is_some());
     let (status, mut of_anna) = Events::open(operator(&world), "%2Fquota", "anna-key").await;
     assert!(status == 200 && of_anna.line("data: ").await.is_some());
+    let mut further = Vec::new();
+    while let (200, events) = Events::open(operator(&world), "%2Fquota", "anna-key").await {
+        further.push(events);
+        assert!(OF_ONE + 1 + further.len() <= OF_ALL, "{} of all operators together", OF_ONE + 1 + further.len());
+    }
     // Nobody else waits for them.
     world.get(ALL, ORG).await.expect(200);
     send(operator(&world), "GET", "/quota", &headers, "").await.expect(200);
-    drop((of_anna, open.pop()));
+    drop((of_anna, further, open.pop()));
     for _ in 0..1_000 {
         if Events::open(operator(&world), "%2Fquota", OPERATOR).await.0 == 200 {
             return;

@@ -40,6 +40,8 @@ pub(super) struct ConnectionState {
     busy: AtomicU32,
     /// HTTP/1.1: the service has a request, or its answer is not written yet.
     answering: AtomicBool,
+    /// HTTP/1.1: the last bytes that were received begin a head that is not complete.
+    pub(super) head_begun: AtomicBool,
     /// Has it ever had a request?
     served: AtomicBool,
     /// HTTP/2: number of answers that wait for the client, which has taken nothing of them since `untaken_ms`.
@@ -121,7 +123,9 @@ impl Drop for BusyGuard {
     fn drop(&mut self) {
         if self.state.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.state.endless.store(false, Ordering::Relaxed);
-            self.state.enter(IdlePhase::Idle, &self.clock);
+            // A head that began behind the last request has its limit from now on: nothing more of it was read meanwhile.
+            let is_next_begun = self.state.head_begun.load(Ordering::Relaxed);
+            self.state.enter(if is_next_begun { IdlePhase::Head } else { IdlePhase::Idle }, &self.clock);
         }
     }
 }
@@ -137,6 +141,7 @@ impl ConnectionState {
             began_ms: AtomicU64::new(0),
             busy: AtomicU32::new(0),
             answering: AtomicBool::new(false),
+            head_begun: AtomicBool::new(false),
             served: AtomicBool::new(false),
             untaken: AtomicU32::new(0),
             untaken_ms: AtomicU64::new(0),

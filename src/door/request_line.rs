@@ -54,6 +54,11 @@ impl RequestLines {
         }
     }
 
+    /// Do the bytes so far end within a head?
+    pub(super) const fn is_within_head(&self) -> bool {
+        matches!(self.place, Place::Line | Place::Head)
+    }
+
     /// Follows some of the bytes, and returns how many.
     fn advance(&mut self, bytes: &mut [u8]) -> usize {
         match self.place {

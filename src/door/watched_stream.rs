@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use futures_util::FutureExt as _;
@@ -107,6 +108,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for WatchedStream<T> {
                 if let Some(bytes) = buf.filled_mut().get_mut(before..).filter(|bytes| !bytes.is_empty()) {
                     this.state.on_read(&this.clock);
                     request_lines.mark_fragments(bytes);
+                    this.state.head_begun.store(request_lines.is_within_head(), Ordering::Relaxed);
                 }
                 result
             }

@@ -77,6 +77,8 @@ fn http1(gateway: bool) -> Vec<Case> {
         case("stops within a head", HEAD, Sees::End, "GET / HT", ""),
         case("trickles a head", HEAD, Sees::End, "GET /", "a"),
         case("trickles its second head", HEAD, Sees::End, get("/livez"), "G"),
+        case("stops within a second head that came with the first", HEAD, Sees::End, get("/livez") + "GET / HT", ""),
+        case("trickles a third head that came with the others", HEAD, Sees::End, get("/livez").repeat(2) + "G", "a"),
         case("is idle", IDLE, Sees::End, get("/livez"), ""),
         case("asks often", AGE, Sees::End, get("/livez"), get("/livez")),
     ];

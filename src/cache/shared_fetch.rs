@@ -42,7 +42,7 @@ pub struct JoinRequest<'a> {
     /// The earliest acceptable start, from
     /// [`oldest_acceptable_fetch`](super::RequestDirectives::oldest_acceptable_fetch); for [`JoinGroup::Wait`], now.
     pub since: Option<Instant>,
-    /// The caller could go at once, so it does not join a fetch that is still waiting for its turn.
+    /// The caller goes itself: it does not join a fetch that is still waiting for its turn.
     pub ready: bool,
 }
 

@@ -124,6 +124,40 @@ async fn an_answer_is_withheld_from_a_caller_whose_rights_were_revoked_while_it_
     }
 }
 
+/// Requests for the same thing share a fetch. A key that is taken away ends its own requests, and no other key's that had joined them.
+#[tokio::test]
+async fn a_revoked_key_takes_no_answer_from_those_who_had_joined_its_fetch() {
+    let own = makegate::hash::hex(&makegate::hash::sha256(b"own"));
+    let keys = format!("\"sha256:{}\", \"sha256:{own}\"", makegate::hash::hex(&makegate::hash::sha256(b"some")));
+    let world = world(Plan::default().set("upstream", "connections = 1")).await;
+    let text = fs::read_to_string(world.file()).unwrap();
+    fs::write(world.file(), text.replace(keys.split(", ").next().unwrap(), &keys)).unwrap();
+    world.reload().await;
+    world.sandbox.fault(Fault::once("GET", OTHER, HELD));
+    let beside = async {
+        until(|| world.received("GET", OTHER) == 1).await;
+        let joined = async |count| until(|| world.service.gateway().shared_fetches.waiting() == count).await;
+        let mut waiting = Vec::new();
+        // The one whose fetch it is waits for a connection. Each of the others would begin the next if that one fails.
+        for count in 2..6 {
+            waiting.push(request(&world, "GET", ORG, ""));
+            joined(count).await;
+        }
+        let (gateway, headers) = (world.gateway, with_key("own", &[]));
+        let other = Tasks::new().spawn(async move { crate::support::send(gateway, "GET", ORG, &headers, "").await });
+        joined(6).await;
+        take_away(&world, TAKEN[0]).await;
+        world.sandbox.clear_faults();
+        for one in waiting {
+            one.await.unwrap().refused(401, "MG112");
+        }
+        other.await.unwrap().expect(200);
+    };
+    let (held, ()) = tokio::join!(world.get(ALL, OTHER), beside);
+    held.expect(200);
+    assert_eq!(world.received("GET", ORG), 1, "only for the key that is still there");
+}
+
 #[tokio::test]
 async fn a_list_narrowed_to_more_than_the_current_scope_is_withheld() {
     let world = World::start().await;

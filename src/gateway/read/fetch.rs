@@ -127,12 +127,12 @@ async fn fetch_or_join(
         .await;
         return Ok(reply(request, plan, alone.map_err(|_| late)??, false));
     }
-    let (mut own_turn, mut permit) = (false, None);
+    let (mut goes_itself, mut permit) = (false, None);
     let mut under_way = recorder.hand_over_share();
     loop {
         let fence_set = gateway.cache.fence_set(&tags::stored(&request.row, &request.parameters));
-        let join_request =
-            JoinRequest { caller: request.caller(), group: plan.group, since: plan.since, ready: permit.is_some() };
+        let ready = goes_itself || permit.is_some();
+        let join_request = JoinRequest { caller: request.caller(), group: plan.group, since: plan.since, ready };
         let fetch = {
             let (gateway, request, fill) = (gateway.clone(), request.clone(), FillPlan::of(plan));
             let (permit, under_way) = (permit.take(), under_way.take());
@@ -160,9 +160,11 @@ async fn fetch_or_join(
                 }
                 return Ok(reply(request, plan, fetched, collapsed));
             }
-            // A failure that concerns only the other request: try once more, with a turn of one's own.
-            Ok(FetchWait::Ended(result)) if collapsed && !own_turn && is_owners_failure(&result) => {
-                (own_turn, under_way) = (true, Some(steps::count_under_way(&request.caller, request.policy.limits())?));
+            // A failure that concerns only the other request. From now on this one waits for no other's turn, where there might be
+            // another such failure.
+            Ok(FetchWait::Ended(result)) if collapsed && is_owners_failure(&result) => {
+                goes_itself = true;
+                under_way = Some(steps::count_under_way(&request.caller, request.policy.limits())?);
             }
             Ok(FetchWait::Ended(Ok(Err(refusal)))) => return Err(refusal),
             Ok(FetchWait::Ended(Err(FetchLost))) => return Err(Refusal::Internal),

@@ -108,6 +108,7 @@ impl AuditLog {
         let (key, event) = fingerprints::open(dir, &clock, &mut start, &recovered)?;
         let (heads, opened) = Heads::open(dir, settings.head, &start)?;
         let shared = Arc::new(LogShared::new(settings, clock, start.tree.clone(), heads, key.clone()));
+        shared.disk_usage.refresh(dir, shared.clock.now()); // no scrape finds it missing, however long the index takes
         recovered.doubts.iter().for_each(|doubt| shared.doubts.add(doubt.clone()));
         shared.synced.send_modify(|synced| synced.seq = start.tree.size());
         let mut events = start_events(&shared, &recovered, &opened);
@@ -234,10 +235,11 @@ impl AuditLog {
         self.shared.disk_usage.get()
     }
 
-    /// Time since the newest head was submitted to its file.
+    /// Time since the newest head was submitted to its file, or since the start if none was.
     #[must_use]
-    pub fn head_age(&self) -> Option<Duration> {
-        self.shared.heads.age(self.shared.clock.now())
+    pub fn head_age(&self) -> Duration {
+        let now = self.shared.clock.now();
+        self.shared.heads.age(now).unwrap_or_else(|| now.saturating_duration_since(self.shared.opened))
     }
 
     /// The keyed hash that identifies equal writes by caller, operation, canonical target and body.

@@ -39,6 +39,7 @@ pub(crate) struct DurablePosition {
 #[derive(Debug)]
 pub(crate) struct LogShared {
     pub(crate) clock: Clock,
+    pub(crate) opened: Instant,
     pub(crate) dir: PathBuf,
     pub(crate) record_bytes: usize,
     pub(crate) disk_wait: Duration,
@@ -95,6 +96,7 @@ impl LogShared {
         key: FingerprintKey,
     ) -> Self {
         Self {
+            opened: clock.now(),
             clock,
             dir: settings.dir.clone(),
             record_bytes: settings.record_bytes,

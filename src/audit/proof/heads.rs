@@ -78,6 +78,8 @@ struct HeadsState {
     introductions: String,
     /// When the last head was submitted to the file or logged.
     submitted: Option<Instant>,
+    /// The same; a new key changes nothing in it.
+    aged_since: Option<Instant>,
     /// A new key is being introduced, and nothing is signed until it signs.
     is_rotating: bool,
 }
@@ -129,7 +131,14 @@ impl Heads {
         let heads = Self {
             dir: dir.to_owned(),
             every,
-            state: Mutex::new(HeadsState { signer, newest, introductions, submitted: None, is_rotating: false }),
+            state: Mutex::new(HeadsState {
+                signer,
+                newest,
+                introductions,
+                submitted: None,
+                aged_since: None,
+                is_rotating: false,
+            }),
             file: HeadFile::start(path(dir)).map_err(with_context("cannot start a thread for", dir))?,
         };
         Ok((heads, opened))
@@ -151,7 +160,7 @@ impl Heads {
 
     /// Time since a head was last submitted or logged; `None` before the first.
     pub(crate) fn age(&self, now: Instant) -> Option<Duration> {
-        self.state().submitted.map(|then| now.saturating_duration_since(then))
+        self.state().aged_since.map(|then| now.saturating_duration_since(then))
     }
 
     /// Submits and logs the newest head when it is due. `now_due` means that a segment was sealed or the log ends.
@@ -164,7 +173,7 @@ impl Heads {
             return;
         }
         let head = state.sign(durable);
-        state.submitted = Some(now);
+        (state.submitted, state.aged_since) = (Some(now), Some(now));
         tracing::info!(target: ALWAYS, size = head.size, note = %head, "the audit log's signed head");
         self.file.store(head.size, IntroducedHead::render(&state.introductions, &head));
     }

@@ -311,9 +311,8 @@ fn log(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Result {
         "Age of the oldest write in doubt; 0 if there is none",
         oldest,
     )?;
-    if let Some(age) = log.head_age() {
-        writer.gauge("makegate_audit_head_age_seconds", "Time since the newest signed head", age.as_secs_f64())?;
-    }
+    let help = "Time since the newest signed head";
+    writer.gauge("makegate_audit_head_age_seconds", help, log.head_age().as_secs_f64())?;
     if let Some(usage) = log.disk_usage() {
         writer.gauge("makegate_audit_disk_bytes", "Bytes of all files in the log's folder", usage.used_bytes)?;
         let help = "Bytes that are free on the log's disk for this user";

@@ -138,6 +138,8 @@ async fn metrics_are_in_the_format_that_is_asked_for() {
         "makegate_quota_wait_seconds_count 0",
         "makegate_cache_requests_total{result=\"hit\"} 0",
         "makegate_audit_backlog ",
+        "makegate_audit_head_age_seconds ",
+        "makegate_audit_disk_bytes ",
         "makegate_writes_in_doubt 0",
         "makegate_writes_open 0",
         "makegate_writes_open_limit 10000",

@@ -201,7 +201,7 @@ impl Upstream {
                 return Err(Ending::NotSent(replaced()));
             }
             *progress = AttemptProgress::HandedOver;
-            match connection.send(request).await {
+            match connection.send(request, &held).await {
                 SendOutcome::Head(response) => return Ok(SentRequest { connection, held, response }),
                 SendOutcome::Failed(error) => return Err(failed(&error)),
                 SendOutcome::TooManyInterim => return Err(too_many_interim()),

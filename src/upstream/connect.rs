@@ -25,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use super::ending::{AttemptError, ProxyError};
 use super::interim::{Allowance, Allowed};
 use super::pool::PooledConnection;
+use super::token_writer::{TokenSlot, TokenWriter};
 use crate::config::UpstreamConfig as Settings;
 use crate::tasks::Tasks;
 use crate::watched_files::Snapshot;
@@ -109,7 +110,9 @@ impl Connector {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let allowance = Allowance::new();
-        let wire = TokioIo::new(Allowed { wire, allowance: allowance.clone() });
+        let token = Arc::<TokenSlot>::default();
+        let wire = TokenWriter::new(Allowed { wire, allowance: allowance.clone() }, token.clone());
+        let wire = TokioIo::new(wire);
         let handshake = http1::Builder::new().max_header_size(HEAD_BYTES_MAX).handshake::<_, Full<Bytes>>(wire);
         let (sender, connection) =
             handshake.await.map_err(|error| AttemptError::with_cause(ProxyError::HttpProtocolError, &error))?;
@@ -117,7 +120,7 @@ impl Connector {
             // Whoever waits for a response on the connection learns how it ended.
             let _told_elsewhere = connection.await;
         });
-        Ok(PooledConnection::new(sender, driver.abort_handle(), allowance))
+        Ok(PooledConnection::new(sender, driver.abort_handle(), (allowance, token)))
     }
 }
 

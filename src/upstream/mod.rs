@@ -17,6 +17,7 @@ mod retry;
 mod tests;
 mod token;
 mod token_search;
+mod token_writer;
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -11,9 +11,11 @@ use hyper::client::conn::http1::SendRequest;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
+use super::HeldToken;
 use super::connect::Connector;
 use super::ending::AttemptError;
 use super::interim::Allowance;
+use super::token_writer::TokenSlot;
 use crate::clock::Clock;
 use crate::fair_semaphore::{FairPermit, FairSemaphore};
 use crate::process_log::{FaultState, STATE};
@@ -28,6 +30,7 @@ pub(super) struct PooledConnection {
     sender: SendRequest<Full<Bytes>>,
     driver: AbortHandle,
     allowance: Arc<Allowance>,
+    token: Arc<TokenSlot>,
 }
 
 /// The result of handing a request over.
@@ -43,12 +46,17 @@ pub(super) enum SendOutcome {
 }
 
 impl PooledConnection {
-    pub(super) fn new(sender: SendRequest<Full<Bytes>>, driver: AbortHandle, allowance: Arc<Allowance>) -> Self {
-        Self { sender, driver, allowance }
+    pub(super) fn new(
+        sender: SendRequest<Full<Bytes>>,
+        driver: AbortHandle,
+        (allowance, token): (Arc<Allowance>, Arc<TokenSlot>),
+    ) -> Self {
+        Self { sender, driver, allowance, token }
     }
 
-    /// Sends `request` and waits for the response head.
-    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> SendOutcome {
+    /// Sends `request` with this token, and waits for the response head.
+    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>, held: &Arc<HeldToken>) -> SendOutcome {
+        self.token.put(held.clone());
         match self.allowance.limit_until_head(self.sender.try_send_request(request)).await {
             None => SendOutcome::TooManyInterim,
             Some(Ok(response)) => SendOutcome::Head(response),

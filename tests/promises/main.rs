@@ -14,6 +14,7 @@
 mod support;
 
 mod p01_forms;
+mod p01_memory;
 mod p01_token;
 mod p01_upstream;
 mod p02_expiry;

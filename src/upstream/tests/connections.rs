@@ -152,7 +152,7 @@ async fn what_an_idle_connection_hands_back_goes_out_on_a_fresh_one() {
     drop(far);
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
     let driver = Tasks::new().spawn(connection);
-    upstream.pool.store(PooledConnection::new(sender, driver.abort_handle(), Allowance::new()));
+    upstream.pool.store(PooledConnection::new(sender, driver.abort_handle(), (Allowance::new(), Arc::default())));
     answered(upstream.once(&get(), LONG, false).await);
     assert_eq!((origin.received().len(), origin.connections()), (1, 1));
     assert_eq!(driver.await.unwrap().map_err(|error| error.is_incomplete_message()), Ok(()), "it handed back");

@@ -12,9 +12,9 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::{HeaderValue, header};
 use tokio::io::AsyncWrite;
 
+use super::client_window::ClientWindow;
 use super::continues::Continues;
 use super::request_frames::{CONTINUATION, END_HEADERS, FRAME_HEAD_BYTES, FrameHead, HEADERS, PUSH_PROMISE};
-use super::spare_window::SpareWindow;
 use super::unread::{UnreadKind, UnreadRequests, Unreadable};
 use crate::clock::Clock;
 
@@ -40,6 +40,15 @@ pub(super) struct AnswerFrames {
     answered: u32,
 }
 
+/// Why a frame is not written as it is.
+#[derive(Clone, Copy)]
+enum WriteStop<'b> {
+    /// It is an answer that gets a body.
+    Bare431(&'b [u8]),
+    /// The client does not take so much yet.
+    Window,
+}
+
 impl AnswerFrames {
     pub(super) fn new(requests: Arc<UnreadRequests>, continues: Arc<Continues>) -> Self {
         Self {
@@ -60,20 +69,25 @@ impl AnswerFrames {
         &mut self,
         stream: &mut T,
         cx: &mut Context<'_>,
-        (bytes, window, clock): (&[u8], &mut SpareWindow, &Clock),
+        (bytes, window, clock): (&[u8], &mut ClientWindow, &Clock),
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_own(stream, cx))?;
         if self.replaced == 0 {
-            let bare = self.read_to_bare_431(bytes);
-            if let Some(bare) = bare.filter(|_| self.read_bytes == 0) {
-                self.replace(bare, window, clock);
-                ready!(self.poll_own(stream, cx))?;
-            } else {
-                let most = if bare.is_some() { self.read_bytes } else { bytes.len() };
-                let most = if self.continues.is_any_asked() { most.min(self.until_between(bytes)) } else { most };
-                let written = ready!(Pin::new(stream).poll_write(cx, bytes.get(..most).unwrap_or(bytes)))?;
-                self.on_written(bytes, written);
-                return Poll::Ready(Ok(written));
+            let stop = self.read_to_stop(bytes, window);
+            match stop {
+                // What the client grants wakes the connection, which reads that and writes again.
+                Some(WriteStop::Window) if self.read_bytes == 0 => return Poll::Pending,
+                Some(WriteStop::Bare431(bare)) if self.read_bytes == 0 => {
+                    self.replace(bare, window, clock);
+                    ready!(self.poll_own(stream, cx))?;
+                }
+                Some(_) | None => {
+                    let most = if stop.is_some() { self.read_bytes } else { bytes.len() };
+                    let most = if self.continues.is_any_asked() { most.min(self.until_between(bytes)) } else { most };
+                    let written = ready!(Pin::new(stream).poll_write(cx, bytes.get(..most).unwrap_or(bytes)))?;
+                    self.on_written(bytes, written);
+                    return Poll::Ready(Ok(written));
+                }
             }
         }
         Poll::Ready(Ok(std::mem::take(&mut self.replaced)))
@@ -100,15 +114,16 @@ impl AnswerFrames {
         }
     }
 
-    /// Reads the frames up to the first bare 431, and returns that.
-    fn read_to_bare_431<'b>(&mut self, bytes: &'b [u8]) -> Option<&'b [u8]> {
+    /// Reads the frames up to the first that is not written as it is now, and returns why not.
+    fn read_to_stop<'b>(&mut self, bytes: &'b [u8], window: &mut ClientWindow) -> Option<WriteStop<'b>> {
         while let Some(head) = bytes.get(self.read_bytes..).and_then(FrameHead::of) {
             let begin = self.read_bytes + FRAME_HEAD_BYTES;
             let end = begin + head.length;
             match (head.kind, bytes.get(begin..end)) {
                 (HEADERS, Some(block)) if head.has(END_STREAM) && head.has(END_HEADERS) && has_one_field(block) => {
-                    return bytes.get(self.read_bytes..end);
+                    return bytes.get(self.read_bytes..end).map(WriteStop::Bare431);
                 }
+                (DATA, _) if !window.take(head.length) => return Some(WriteStop::Window),
                 (RST_STREAM, Some(code)) if head.stream != self.answered => {
                     reset_kind(code).into_iter().for_each(|kind| self.requests.count(kind));
                 }
@@ -121,7 +136,7 @@ impl AnswerFrames {
     }
 
     /// Puts a whole answer in the place of a bare 431. It has a body if the client's windows permit.
-    fn replace(&mut self, bare: &[u8], window: &mut SpareWindow, clock: &Clock) {
+    fn replace(&mut self, bare: &[u8], window: &mut ClientWindow, clock: &Clock) {
         let Some(head) = FrameHead::of(bare) else { return };
         let unread = Unreadable::HeadTooLarge;
         self.requests.count(unread.kind());

@@ -52,7 +52,7 @@ proptest! {
         let (got, asked) = runtime.block_on(tokio::task::unconstrained(async {
             let (mut socket, mut client) = tokio::io::duplex(random.usize(1..40));
             let (mut at, mut got, mut askers, mut asked_at) = (0, Vec::new(), Vec::new(), Vec::new());
-            let (mut window, clock) = (SpareWindow::default(), Clock::frozen());
+            let (mut window, clock) = (ClientWindow::default(), Clock::frozen());
             let mut cx = Context::from_waker(std::task::Waker::noop());
             while at < bytes.len() {
                 if random.u8(..4) == 0 && askers.len() < 20 {

@@ -1,13 +1,13 @@
 //! Follows the frames that an HTTP/2 client sends (RFC 9113 section 4), for what h2 does not do or tell.
 //!
 //! A request that has a `#` in its target, or that expects `100 Continue`, gets a [`StreamMark`], because the service learns of neither,
-//! nor of the stream's number. A part of the connection's window is kept for answers that h2 does not know of ([`SpareWindow`]).
+//! nor of the stream's number. What the client takes is counted for answers that h2 does not know of ([`ClientWindow`]).
 //!
 //! h2 reads the same bytes, and what this reads differently could hide a `#`. So after a frame that cannot be followed h2 gets nothing more:
 //! it refuses the frame itself, which ends the connection, or the connection ends when h2 reads on.
 
+use super::client_window::ClientWindow;
 use super::field_blocks::{BlockNotes, FieldBlocks, Unfollowable};
-use super::spare_window::SpareWindow;
 use super::stream_mark::StreamMark;
 
 /// What a client sends first (RFC 9113 section 3.4).
@@ -38,7 +38,7 @@ pub(crate) struct RequestFrames {
     payload_bytes_max: usize,
     /// What h2 gets behind the bytes that were followed.
     insertion: Vec<u8>,
-    window: SpareWindow,
+    window: ClientWindow,
 }
 
 /// Where the next byte stands.
@@ -108,7 +108,7 @@ impl RequestFrames {
             blocks: FieldBlocks::new(table_bytes_max),
             payload_bytes_max,
             insertion: Vec::new(),
-            window: SpareWindow::default(),
+            window: ClientWindow::default(),
         }
     }
 
@@ -117,7 +117,7 @@ impl RequestFrames {
         std::mem::take(&mut self.insertion)
     }
 
-    pub(super) fn window_mut(&mut self) -> &mut SpareWindow {
+    pub(super) fn window_mut(&mut self) -> &mut ClientWindow {
         &mut self.window
     }
 
@@ -187,7 +187,7 @@ impl RequestFrames {
         let passed = match head.kind {
             HEADERS | CONTINUATION => self.block(head, payload).map(|block_end| self.mark(head, block_end, start)),
             WINDOW_UPDATE => {
-                self.window.keep_of(payload);
+                self.window.on_grant(payload);
                 Ok(end)
             }
             _ => {

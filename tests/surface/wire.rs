@@ -10,6 +10,7 @@ mod hosts;
 mod limits;
 mod lingering;
 mod memory;
+mod node;
 mod odd_answers;
 mod outcomes;
 mod preconditions;

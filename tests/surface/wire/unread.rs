@@ -8,13 +8,14 @@ use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use makegate::clock::Clock;
+use makegate::sandbox::{Fault, FaultKind};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::still;
 use super::streams::large;
 use crate::support::hostile::{Origin, Step};
-use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, World, exchange, raw, send, tls, with_key};
+use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, VARIABLES, World, exchange, raw, send, tls, with_key};
 
 fn doors(world: &World) -> [SocketAddr; 2] {
     [world.gateway, world.service.operator_addresses()[0]]
@@ -250,33 +251,83 @@ async fn over_http_2_a_method_or_a_head_too_many_ends_its_stream_alone() {
     assert_eq!(exchange(get()).await.0, 200, "the connection goes on");
 }
 
-/// The body of such an answer counts in the client's window as any: what is granted for it is not granted to other answers.
+/// A head whose answer is a problem, or has no body.
+async fn is_whole(stream: &mut (impl AsyncRead + Unpin)) -> bool {
+    let head = String::from_utf8_lossy(&read_to(stream, HEADERS).await).into_owned();
+    let is_whole = head.contains("application/problem+json");
+    assert_eq!(head.contains("content-length\u{1}0"), !is_whole, "{head}");
+    if is_whole {
+        let problem: serde_json::Value = serde_json::from_slice(&read_to(stream, DATA).await).unwrap();
+        assert_eq!(problem["code"], "MG108");
+    }
+    is_whole
+}
+
+/// The body of such an answer counts in the client's windows as any: a client that takes none gets none.
 #[tokio::test]
 async fn over_http_2_the_problem_of_a_head_too_large_fits_the_window_of_its_client() {
     let (world, roots) = tls::world(still(), "", &[]).await;
-    for (granted, stream_window, has_body) in
-        [(None, 65_535, false), (Some(16_384), 0, false), (Some(16_384), 65_535, true)]
-    {
+    for (stream_window, has_body) in [(65_535, true), (0, false)] {
+        let window = frame(SETTINGS, 0, 0, &[&[0, 4][..], &u32::to_be_bytes(stream_window)].concat());
         let mut stream = tls::connect(&world, &roots, &["h2"], None).await.unwrap();
-        let window = [&[0, 4][..], &u32::to_be_bytes(stream_window)].concat();
-        let grant = granted.map(|bytes| frame(WINDOW_UPDATE, 0, 0, &u32::to_be_bytes(bytes))).unwrap_or_default();
-        let start = [PREFACE.to_vec(), frame(SETTINGS, 0, 0, &window), grant].concat();
-        stream.write_all(&start).await.unwrap();
-        for number in [1, 3, 5, 7, 9] {
-            // Three bodies fit into what was kept of one grant.
-            let more =
-                if has_body && number == 9 { frame(WINDOW_UPDATE, 0, 0, &u32::to_be_bytes(16_384)) } else { vec![] };
-            stream.write_all(&[more, large(number, 1).concat()].concat()).await.unwrap();
-            let head = String::from_utf8_lossy(&read_to(&mut stream, HEADERS).await).into_owned();
-            let whole = has_body && number != 7;
-            assert_eq!(head.contains("content-length\u{1}0"), !whole, "{granted:?} {stream_window} {number}: {head}");
-            assert_eq!(head.contains("application/problem+json"), whole, "{head}");
-            if whole {
-                let problem: serde_json::Value = serde_json::from_slice(&read_to(&mut stream, DATA).await).unwrap();
-                assert_eq!(problem["code"], "MG108");
+        stream.write_all(&[PREFACE, &window].concat()).await.unwrap();
+        let mut bodies = 0;
+        for number in (1..40).step_by(2) {
+            stream.write_all(&large(number, 1).concat()).await.unwrap();
+            if !is_whole(&mut stream).await {
+                break;
             }
+            bodies += 1;
         }
+        // Some are given in advance, not any number.
+        assert!(if has_body { (3..19).contains(&bodies) } else { bodies == 0 }, "{bodies}");
+        let grant = frame(WINDOW_UPDATE, 0, 0, &u32::to_be_bytes(16_384));
+        stream.write_all(&[grant, large(41, 1).concat()].concat()).await.unwrap();
+        assert_eq!(is_whole(&mut stream).await, has_body);
     }
+}
+
+/// What such a body takes of the window is given to no other answer, and what the client grants later is used to the last byte.
+#[tokio::test]
+async fn over_http_2_no_client_gets_more_than_it_takes() {
+    const BYTES: usize = 100_000;
+    let (world, roots) = tls::world(still(), "", &[]).await;
+    let body = format!("{{\"variables\":[],\"x\":\"{}\"}}", "y".repeat(BYTES));
+    let length = body.len();
+    let own = FaultKind::Answer {
+        status: 200,
+        body: Some(body),
+        content_type: None,
+        headers: std::collections::BTreeMap::new(),
+        effect: false,
+    };
+    world.sandbox.fault(Fault::always("GET", VARIABLES, own));
+    let window = frame(SETTINGS, 0, 0, &[&[0, 4][..], &u32::to_be_bytes(1 << 20)].concat());
+    let start = [PREFACE, &window, &large(1, 1).concat(), &large(3, 1).concat()].concat();
+    let mut stream = tls::connect(&world, &roots, &["h2"], None).await.unwrap();
+    stream.write_all(&start).await.unwrap();
+    let mut problems = 0;
+    for _ in 0..2 {
+        read_to(&mut stream, HEADERS).await;
+        problems += read_to(&mut stream, DATA).await.len();
+    }
+    assert!(problems > 200, "{problems}");
+    stream.write_all(&frame(HEADERS, WHOLE, 5, &get_block(VARIABLES, &[]))).await.unwrap();
+    let (mut taken, mut granted, mut got) = (problems, 65_535, 0);
+    for grant in [1, 10_000, 16_384, 40_000] {
+        // All that it takes, and then nothing for a while.
+        while let Ok(data) = tokio::time::timeout(Duration::from_millis(300), read_to(&mut stream, DATA)).await {
+            (taken, got) = (taken + data.len(), got + data.len());
+            assert!(taken <= granted, "{taken} of {granted}");
+        }
+        stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &u32::to_be_bytes(grant))).await.unwrap();
+        granted += grant as usize;
+    }
+    while got < length {
+        got += read_to(&mut stream, DATA).await.len();
+    }
+    assert_eq!(got, length);
+    assert!(problems + length <= granted && problems + length > granted - 40_000, "the last grant was needed");
 }
 
 fn name(at: usize) -> http::HeaderName {

@@ -97,9 +97,7 @@ async fn say_that_it_serves(manager: &ServiceManager, service: &Service) {
         Some(time_max) => tokio::time::sleep(time_max / 3).await,
         None => std::future::pending().await,
     }
-    if service.answers().await {
-        manager.serves();
-    }
+    manager.serves_if(service.answers()).await;
 }
 
 async fn start_on(read: LoadedConfig, sockets: PassedSockets) -> Result<Service, CommandFailure> {

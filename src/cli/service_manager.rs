@@ -67,7 +67,7 @@ impl ServiceManager {
         Self { socket: socket.zip(address), watchdog }
     }
 
-    /// How often [`serves`](Self::serves) has to be told at least; `None`: nobody waits for it.
+    /// How often [`serves_if`](Self::serves_if) has to be told at least; `None`: nobody waits for it.
     pub(super) fn watchdog(&self) -> Option<Duration> {
         self.watchdog.filter(|_| self.socket.is_some())
     }
@@ -87,9 +87,11 @@ impl ServiceManager {
         self.tell("STOPPING=1\nSTATUS=finishing work in progress");
     }
 
-    /// It serves requests.
-    pub(super) fn serves(&self) {
-        self.tell("WATCHDOG=1");
+    /// It serves requests, if it answers.
+    pub(super) async fn serves_if(&self, answers: impl Future<Output = bool>) {
+        if answers.await {
+            self.tell("WATCHDOG=1");
+        }
     }
 
     fn tell(&self, message: &str) {
@@ -97,5 +99,28 @@ impl ServiceManager {
         if let Err(error) = socket.send_to_addr(message.as_bytes(), address) {
             tracing::debug!(%error, "cannot notify the service manager");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_watchdog_hears_nothing_of_a_service_that_does_not_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let told = UnixDatagram::bind(&path).unwrap();
+        told.set_nonblocking(true).unwrap();
+        let socket = (UnixDatagram::unbound().unwrap(), SocketAddr::from_pathname(&path).unwrap());
+        let manager = ServiceManager { socket: Some(socket), watchdog: Some(Duration::from_secs(1)) };
+        let mut message = [0; 64];
+        manager.serves_if(async { false }).await;
+        assert!(manager.serves_if(std::future::pending()).now_or_never().is_none());
+        assert!(told.recv(&mut message).is_err(), "it was told");
+        manager.serves_if(async { true }).await;
+        assert_eq!(told.recv(&mut message).unwrap(), b"WATCHDOG=1".len());
     }
 }

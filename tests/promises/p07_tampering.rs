@@ -429,7 +429,7 @@ async fn records_deleted_by_retention_are_not_missed_but_removed_ones_are() {
 }
 
 fn command(audit: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+    let mut command = Command::new(crate::support::process::binary());
     command.args(["audit", "verify"]).arg(audit);
     command
 }

@@ -187,7 +187,7 @@ impl Scene {
         process.ended(DRAIN + END).await;
         self.disk.heal();
         assert_eq!(self.serve().await.end(), Some(0));
-        let mut verify = Command::new(env!("CARGO_BIN_EXE_makegate"));
+        let mut verify = Command::new(crate::support::process::binary());
         let verified = verify.args(["audit", "verify"]).arg(self.home.path().join("audit")).output().unwrap();
         assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
     }

@@ -290,7 +290,7 @@ impl Scene {
     /// The log is intact, and no write is in doubt.
     fn audit(&self) {
         let audit = self.home.path().join("audit");
-        let mut verify = Command::new(env!("CARGO_BIN_EXE_makegate"));
+        let mut verify = Command::new(crate::support::process::binary());
         let verified = verify.args(["audit", "verify"]).arg(&audit).output().unwrap();
         assert!(verified.status.success(), "{verified:?}");
         let records = records_in(&audit);
@@ -365,7 +365,7 @@ async fn told_to_nobody(name: &str, wrong: Wrong) {
     for _ in 0..20 {
         let [address, _] = free_addresses(Ipv4Addr::LOCALHOST);
         let port = address.port().min(65_533).to_string();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+        let mut command = Command::new(crate::support::process::binary());
         command.env("TMPDIR", dir.path()).env_remove("MAKEGATE_LOG");
         match name {
             "demo" => command.args(["demo", "--json", "--port", &port]),

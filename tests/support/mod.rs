@@ -11,6 +11,7 @@ pub(crate) mod otlp;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod relay;
+pub(crate) mod running;
 pub(crate) mod schema;
 pub(crate) mod tls;
 
@@ -21,12 +22,13 @@ use std::time::Duration;
 
 use makegate::clock::Clock;
 use makegate::sandbox::{FaultKind, Sandbox, SandboxSettings};
-use makegate::service::{ReloadError, Service};
 use makegate::{config, hash};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+
+use running::{NotReloaded, Running, WorldClock};
 
 pub(crate) const LIST: &str = "/api/v2/organizations";
 pub(crate) const ORG: &str = "/api/v2/organizations/11";
@@ -192,18 +194,21 @@ impl Plan {
         let file = dir.path().join("makegate.toml");
         std::fs::write(&file, self.text(&url)).unwrap();
         let mut read = config::read(&file).unwrap_or_else(|failure| panic!("{failure}"));
-        read.config.audit.segment_bytes = self.segment_bytes.unwrap_or(read.config.audit.segment_bytes);
-        let service = Service::start(read, self.clock.clone()).await.unwrap();
+        if let Some(bytes) = self.segment_bytes {
+            read.config.audit.segment_bytes = bytes;
+            running::must_be_here("has segments that are smaller than allowed");
+        }
+        let service = Running::start(dir.path(), read, self.clock.clone()).await;
         let gateway = service.gateway_addresses()[0];
-        World { service, sandbox, clock: self.clock.clone(), dir, gateway, plan: self, url }
+        World { service, sandbox, clock: WorldClock(self.clock.clone()), dir, gateway, plan: self, url }
     }
 }
 
 /// A running world.
 pub(crate) struct World {
-    pub(crate) service: Service,
+    pub(crate) service: Running,
     pub(crate) sandbox: Sandbox,
-    pub(crate) clock: Clock,
+    pub(crate) clock: WorldClock,
     pub(crate) dir: TempDir,
     pub(crate) gateway: SocketAddr,
     pub(crate) plan: Plan,
@@ -296,7 +301,7 @@ impl World {
     pub(crate) async fn reload(&self) {
         for _ in 0..300 {
             match self.service.reload().await {
-                Err(ReloadError::Hangs(_)) => {
+                Err(NotReloaded::Hangs) => {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 done => return done.unwrap(),
@@ -312,7 +317,7 @@ impl World {
 
     /// All lines of the log's files.
     pub(crate) async fn log(&self) -> Vec<Value> {
-        self.service.gateway().log.flush().await;
+        self.service.flush().await;
         records_in(&self.dir.path().join("audit"))
     }
 

@@ -1,7 +1,7 @@
 //! The real binary, that tests start and kill.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -10,6 +10,17 @@ use makegate::clock::Clock;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Plan, attempt, new_dir};
+
+/// The binary that tests start: the one that Cargo built with them, or the one that `MAKEGATE_TEST_BINARY` names.
+pub(crate) fn binary() -> PathBuf {
+    given_binary().unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_makegate")))
+}
+
+/// The one that `MAKEGATE_TEST_BINARY` names.
+pub(crate) fn given_binary() -> Option<PathBuf> {
+    let named = std::env::var_os("MAKEGATE_TEST_BINARY").filter(|name| !name.is_empty())?;
+    Some(std::path::absolute(named).unwrap())
+}
 
 /// A running `makegate serve` of a folder; dropped, it is killed (SIGKILL).
 pub(crate) struct Process(Child);
@@ -97,7 +108,7 @@ impl Home {
 
     /// What starts it.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+        let mut command = Command::new(binary());
         command.args(["serve", "--config"]).arg(self.path().join("makegate.toml")).env_remove("MAKEGATE_LOG");
         command
     }
@@ -118,7 +129,7 @@ impl Home {
     fn shell(&self, line: &str) -> Command {
         let mut command = Command::new("sh");
         let script = format!("{line}; exec \"$0\" serve --config \"$1\"");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_makegate")]).arg(self.path().join("makegate.toml"));
+        command.args(["-c", &script]).arg(binary()).arg(self.path().join("makegate.toml"));
         command
     }
 }

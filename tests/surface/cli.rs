@@ -28,7 +28,7 @@ use serde_json::Value;
 
 /// The binary with these arguments, in this folder, without what the tester's environment says to makegate.
 fn command(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+    let mut command = Command::new(crate::support::process::binary());
     command.args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for name in ["CONFIG", "LOG", "OPERATOR_URL", "OPERATOR_KEY", "OPERATOR_KEY_FILE", "OPERATOR_CA", "OPERATOR_CERT"] {
         command.env_remove(format!("MAKEGATE_{name}"));

@@ -157,7 +157,7 @@ fn step(page: &str, Block { line, text, exit_code, ready_at, needs, file, .. }: 
 fn bash(folder: &TempDir, script: &str) -> (Option<i32>, String) {
     let (bin, out) = (folder.path().join(".bin"), folder.path().join(".out"));
     fs::create_dir_all(&bin).unwrap();
-    symlink(env!("CARGO_BIN_EXE_makegate"), bin.join("makegate")).unwrap();
+    symlink(crate::support::process::binary(), bin.join("makegate")).unwrap();
     fs::write(folder.path().join(".script"), script).unwrap();
     let printed = fs::File::create(&out).unwrap();
     let mut command = Command::new("bash");

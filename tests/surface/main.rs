@@ -12,6 +12,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attacks;
 mod cli;
 mod documents;
 mod openapi;

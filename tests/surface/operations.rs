@@ -183,7 +183,7 @@ async fn twin(world: &World) -> Twin {
         account_limit: 100_000,
         ..SandboxSettings::default()
     };
-    Twin(Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, world.clock.clone()).await.unwrap())
+    Twin(Sandbox::start("127.0.0.1:0".parse().unwrap(), settings, Clock::clone(&world.clock)).await.unwrap())
 }
 
 impl Twin {

@@ -4,15 +4,18 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::pin::pin;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use makegate::tasks::Tasks;
 use rustix::process::Signal;
 
 use super::stderr;
-use crate::support::process::{Home, Process};
-use crate::support::{ALL, OPERATOR, Plan, raw, send, until, with_key};
+use crate::support::process::{Home, Process, binary};
+use crate::support::{ALL, OPERATOR, Plan, World, raw, send, until, with_key};
 
 /// The next thing that the manager is told besides that the service still serves.
 fn next(told: &UnixDatagram) -> String {
@@ -78,13 +81,36 @@ async fn a_process_that_does_not_run_does_not_say_that_it_serves() {
     assert_eq!(process.end(), Some(0));
 }
 
+/// What the watchdog is told depends on an answer, which a service whose tasks do not run does not give.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_service_that_hangs_does_not_answer_the_watchdogs_question() {
+    let world = World::start().await;
+    assert!(world.service.answers().await);
+    let (go_on, waits) = mpsc::channel();
+    let (is_held, held) = mpsc::channel();
+    let hanging = Tasks::new().spawn(async move {
+        is_held.send(()).unwrap();
+        waits.recv().unwrap();
+    });
+    // The only thread that runs tasks hangs; this one does not.
+    held.recv().unwrap();
+    let mut answer = pin!(world.service.answers());
+    for _ in 0..20 {
+        assert!(answer.as_mut().now_or_never().is_none(), "nobody could answer");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    go_on.send(()).unwrap();
+    assert!(answer.await);
+    hanging.await.unwrap();
+}
+
 /// Starts it on these two sockets, with these names.
 fn on_sockets(home: &Home, sockets: [OwnedFd; 2], names: &str) -> Command {
     let [first, second] = sockets;
     let script =
         "exec 3<&0 4<&1 </dev/null >/dev/null; LISTEN_PID=$$; export LISTEN_PID; exec \"$0\" serve --config \"$1\"";
     let mut command = Command::new("sh");
-    command.args(["-c", script, env!("CARGO_BIN_EXE_makegate")]).arg(home.path().join("makegate.toml"));
+    command.args(["-c", script]).arg(binary()).arg(home.path().join("makegate.toml"));
     command.env("LISTEN_FDS", "2").env("LISTEN_FDNAMES", names).env_remove("MAKEGATE_LOG");
     command.stdin(Stdio::from(first)).stdout(Stdio::from(second));
     command

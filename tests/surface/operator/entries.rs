@@ -180,7 +180,7 @@ async fn a_caller_shows_how_much_of_its_rate_it_uses() {
 }
 
 fn makegate(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+    let mut command = Command::new(crate::support::process::binary());
     command.env("MAKEGATE_OPERATOR_KEY", OPERATOR).env_remove("MAKEGATE_CONFIG").args(arguments).output().unwrap()
 }
 

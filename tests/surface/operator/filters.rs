@@ -95,7 +95,7 @@ async fn prefixes_ranges_and_parts_select_too_and_mistakes_are_told() {
 }
 
 fn makegate(world: &World, arguments: &[&str]) -> std::process::Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+    let mut command = Command::new(crate::support::process::binary());
     command.arg("audit").args(arguments).args(["--url", &format!("http://{}", world.service.operator_addresses()[0])]);
     command.env("MAKEGATE_OPERATOR_KEY", OPERATOR).env_remove("MAKEGATE_CONFIG").output().unwrap()
 }

@@ -69,7 +69,7 @@ async fn commands_show_a_certificate_and_trust_an_authority_of_their_own() {
     std::fs::write(world.dir.path().join("anna.pem"), certificate + &key).unwrap();
     let url = format!("https://localhost:{}", world.service.operator_addresses()[0].port());
     let run = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_makegate"));
+        let mut command = Command::new(crate::support::process::binary());
         command.args(arguments).args(["--url", &url]).current_dir(world.dir.path());
         command.env("MAKEGATE_OPERATOR_KEY", OPERATOR).env_remove("MAKEGATE_CONFIG");
         let output = tokio::task::block_in_place(|| command.output().unwrap());

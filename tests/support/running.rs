@@ -132,9 +132,9 @@ impl Running {
     /// Applies what the files say now.
     pub(crate) async fn reload(&self) -> Result<(), NotReloaded> {
         match self {
-            Self::Here(service) => service.reload().await.map_err(|error| match error {
-                ReloadError::Hangs(_) => NotReloaded::Hangs,
-                other => NotReloaded::Why(other.to_string()),
+            Self::Here(service) => service.reload().await.map_err(|error| {
+                let hangs = matches!(error, ReloadError::Hangs(_));
+                if hangs { NotReloaded::Hangs } else { NotReloaded::Why(error.to_string()) }
             }),
             Self::There(other) => {
                 let before = other.lines().len();

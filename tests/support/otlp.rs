@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use makegate::hash::hex;
@@ -37,6 +38,8 @@ pub(crate) struct Receiver {
     pub(crate) address: SocketAddr,
     taking: Arc<Mutex<Taking>>,
     exports: Arc<Mutex<Vec<Export>>>,
+    /// Bytes of garbage that were written.
+    pub(crate) garbage: Arc<AtomicUsize>,
 }
 
 /// A span as it was received. Ids are hexadecimal.
@@ -82,7 +85,8 @@ impl Receiver {
     async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let taking = Arc::new(Mutex::new(Taking::With(200, "", Vec::new())));
-        let receiver = Self { address: listener.local_addr().unwrap(), taking, exports: Arc::default() };
+        let receiver =
+            Self { address: listener.local_addr().unwrap(), taking, exports: Arc::default(), garbage: Arc::default() };
         let own = receiver.clone();
         let _runs = Tasks::new().spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -140,7 +144,11 @@ impl Receiver {
                 let _gone = stream.write_all(&[head.as_bytes(), &body].concat()).await;
                 let _gone = stream.shutdown().await;
             }
-            Taking::Garbage(bytes) => while stream.write_all(bytes).await.is_ok() {},
+            Taking::Garbage(bytes) => {
+                while stream.write_all(bytes).await.is_ok() {
+                    self.garbage.fetch_add(bytes.len(), Ordering::Relaxed);
+                }
+            }
             Taking::Hanging => std::future::pending().await,
         }
     }

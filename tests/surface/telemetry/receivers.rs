@@ -1,5 +1,6 @@
 //! Receivers that hang, refuse, lie or go away: requests notice nothing.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use makegate::clock::Clock;
@@ -72,6 +73,18 @@ async fn what_a_receiver_refuses_is_counted_and_the_next_is_sent() {
     until(|| receiver.exports().len() > before).await;
     wait_for(&world, "failed", |count| count >= 6).await;
     assert!(count(&world, "makegate_otel_exports_total{signal=\"traces\",result=\"failed\"}").await >= 1);
+}
+
+/// Promise 14: what a receiver sends stops nobody, because little of it is read, however it is framed.
+#[tokio::test]
+async fn of_interim_answers_without_an_end_little_is_read() {
+    let (world, receiver) = world("metrics = false").await;
+    receiver.take(Taking::Garbage(b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(500).leak()));
+    world.get(ALL, ORG).await.expect(200);
+    wait_for(&world, "failed", |count| count == 4).await;
+    // What it could write each time includes what the sockets hold.
+    let (written, times) = (receiver.garbage.load(Ordering::Relaxed), receiver.exports().len());
+    assert!(written < times * (8 << 20), "{written} bytes were taken, {times} times");
 }
 
 /// Until it takes telemetry again. Requests notice nothing, so the gateway is ready all the while.

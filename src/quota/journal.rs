@@ -8,8 +8,9 @@
 //! boot of the machine (or another machine) and was not closed properly, every bucket counts as full until a hold
 //! after the start. The same is noted after lines could not be written.
 //!
-//! Times are wall times, the only ones that survive a process. A time that seems to be in the future (the clock was
-//! set back) counts as now. If the clock is set forward while the gateway is down, it forgets slots too early.
+//! Times are wall times. A time that seems to be in the future (the clock was set back) counts as now. How far the clock
+//! was set forward shows in the time since the machine's start, which the first line tells, too; only if the machine
+//! was started anew, after a proper close, does such a clock make makegate forget slots too early.
 
 mod file;
 #[cfg(test)]

@@ -145,11 +145,24 @@ pub(super) struct JournalBucket {
 }
 
 impl JournalState {
+    /// What the wall clock would say now if nobody had set it since the file began, according to the time since the machine started;
+    /// `now` if that cannot be known, or is earlier.
+    pub(super) fn time_by_file(file: &[u8], boot: &str, now: i64, since_boot_ms: i64) -> i64 {
+        let header = file.split(|byte| *byte == b'\n').next().and_then(|line| str::from_utf8(line).ok());
+        let began = header.and_then(|line| {
+            let mut words =
+                line.strip_prefix(HEADER)?.strip_prefix(' ')?.strip_prefix(boot)?.strip_prefix(' ')?.split(' ');
+            let mut number = || words.next()?.parse::<i64>().ok();
+            Some((number()?, number()?))
+        });
+        began.map_or(now, |(wall, since_boot)| now.min(wall.saturating_add(since_boot_ms.saturating_sub(since_boot))))
+    }
+
     /// Adds up a whole file, at time `now`, on a machine with this boot id.
     pub(super) fn read(file: &[u8], boot: &str, now: i64) -> Self {
         let mut lines = file.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let header = lines.next().and_then(|line| str::from_utf8(line).ok()).and_then(|line| line.split_once(' '));
-        let same_boot = !boot.is_empty() && header == Some((HEADER, boot));
+        let mut header = lines.next().and_then(|line| str::from_utf8(line).ok()).unwrap_or_default().split(' ');
+        let same_boot = !boot.is_empty() && header.next() == Some(HEADER) && header.next() == Some(boot);
         let mut journal_state = Self::default();
         let mut shut = file.is_empty();
         for line in lines.filter_map(JournalLine::parse) {
@@ -179,9 +192,21 @@ impl JournalState {
         }
     }
 
-    /// The shortest file with the same content.
-    pub(super) fn text(&self, boot: &str, now: i64) -> Vec<u8> {
-        let mut text = format!("{HEADER} {boot}\n").into_bytes();
+    /// Moves all times by this many milliseconds.
+    pub(super) fn shift(&mut self, by: i64) {
+        let moved = |time: i64| time.saturating_add(by);
+        self.full_until = self.full_until.map(moved);
+        for bucket in self.buckets.values_mut() {
+            bucket.closed_until = bucket.closed_until.map(moved);
+            bucket.learned = bucket.learned.map(|(at, limit)| (moved(at), limit));
+            let held = std::mem::take(&mut bucket.held);
+            bucket.held = held.into_iter().map(|((at, caller), count)| ((moved(at), caller), count)).collect();
+        }
+    }
+
+    /// The shortest file with the same content. Its first line says when it began, by the wall clock and since the machine's start.
+    pub(super) fn text(&self, boot: &str, now: i64, since_boot_ms: i64) -> Vec<u8> {
+        let mut text = format!("{HEADER} {boot} {now} {since_boot_ms}\n").into_bytes();
         let mut put = |line: JournalLine<'_>| line.append_to(&mut text);
         if let Some(until) = self.full_until {
             put(JournalLine::Full(until));

@@ -42,14 +42,14 @@ impl SlotsFile {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let mut journal_state = match private_files::read(&path) {
             Ok(bytes) if bytes.is_empty() && has_run => unknown(now, "is empty"),
-            Ok(bytes) => JournalState::read(&bytes, &boot, now),
+            Ok(bytes) => read_state(&bytes, &boot, &clock, now),
             Err(error) if error.kind() == io::ErrorKind::NotFound && has_run => unknown(now, "is gone"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => JournalState::default(),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => unknown(now, "is not a regular file"),
             Err(error) => return Err(named(error)),
         };
         journal_state.end_all(now);
-        let text = journal_state.text(&boot, now);
+        let text = journal_state.text(&boot, now, clock.since_boot_ms());
         let file = replace_file(dir, &text).map_err(named)?;
         let bytes = length(&text);
         let (dir, bytes_live) = (dir.to_owned(), bytes);
@@ -99,11 +99,11 @@ impl SlotsFile {
     /// Rewrites the file in its shortest form.
     fn write_anew(&mut self) -> io::Result<()> {
         let now = self.clock.wall_ms();
-        let mut journal_state = JournalState::read(&read_all(&self.file)?, &self.boot, now);
+        let mut journal_state = read_state(&read_all(&self.file)?, &self.boot, &self.clock, now);
         if self.is_torn {
             journal_state.assume_full(now);
         }
-        let text = journal_state.text(&self.boot, now);
+        let text = journal_state.text(&self.boot, now, self.clock.since_boot_ms());
         self.file = replace_file(&self.dir, &text)?;
         self.bytes = length(&text);
         (self.bytes_live, self.is_dirty, self.is_torn) = (self.bytes, false, false);
@@ -120,6 +120,14 @@ impl SlotsFile {
     pub(super) fn break_for_test(&mut self) {
         self.file = File::open(self.dir.join(FILE)).unwrap();
     }
+}
+
+/// What the file says, with times of the clock as it is set now: one that was set forward must not make slots too old.
+fn read_state(bytes: &[u8], boot: &str, clock: &Clock, now: i64) -> JournalState {
+    let by_file = JournalState::time_by_file(bytes, boot, now, clock.since_boot_ms());
+    let mut journal_state = JournalState::read(bytes, boot, by_file);
+    journal_state.shift(now.saturating_sub(by_file));
+    journal_state
 }
 
 /// The state when there is no readable journal.

@@ -97,6 +97,32 @@ fn a_spare_slot_is_left_behind_as_any() {
     assert!(quota.view(ORG).callers.is_empty());
 }
 
+/// Whether it was killed or closed, and also if the file was written anew after the clock was set.
+#[test]
+fn a_clock_that_was_set_forward_makes_no_slot_forgotten() {
+    for (is_closed, is_written_anew) in [(false, false), (true, false), (false, true)] {
+        let world = World::new();
+        let quota = world.open();
+        drop(world.take(&quota));
+        std::mem::forget(world.take(&quota));
+        world.sync(&quota);
+        world.clock.step(jiff::SignedDuration::from_hours(48));
+        if is_written_anew {
+            fs::remove_file(world.dir.path().join(FILE)).unwrap();
+            drop(world.take(&quota));
+            world.sync(&quota);
+        }
+        if is_closed {
+            world.close(&quota);
+        }
+        drop(quota);
+        let quota = world.open();
+        assert_eq!(used(&quota), 2 + u32::from(is_written_anew), "closed: {is_closed}");
+        world.advance(62);
+        assert_eq!(used(&quota), 0, "they come back as ever");
+    }
+}
+
 #[test]
 fn a_killed_process_leaves_every_slot_behind() {
     let world = World::new();

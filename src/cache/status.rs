@@ -55,24 +55,31 @@ pub enum CacheStatus {
     },
 }
 
-impl fmt::Display for CacheStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl CacheStatus {
+    /// Writes the header's value. A text for each of its parts is cheaper than one that is formatted.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&self, out: &mut impl fmt::Write) -> fmt::Result {
         match *self {
-            Self::Hit { ttl } => write!(f, "makegate; hit; ttl={ttl}"),
+            Self::Hit { ttl } => write!(out, "makegate; hit; ttl={ttl}"),
             Self::Forward { why, status, stored, collapsed } => {
-                write!(f, "makegate; fwd={}", why.as_str())?;
+                out.write_str("makegate; fwd=")?;
+                out.write_str(why.as_str())?;
                 if let Some(status) = status {
-                    write!(f, "; fwd-status={}", status.as_str())?;
+                    out.write_str("; fwd-status=")?;
+                    out.write_str(status.as_str())?;
                 }
-                if stored {
-                    f.write_str("; stored")?;
-                }
-                if collapsed {
-                    f.write_str("; collapsed")?;
-                }
-                Ok(())
+                out.write_str(if stored { "; stored" } else { "" })?;
+                out.write_str(if collapsed { "; collapsed" } else { "" })
             }
         }
+    }
+}
+
+impl fmt::Display for CacheStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f)
     }
 }
 

@@ -2,7 +2,7 @@
 //! `std::fmt`, which would cost more than the rest of the answer.
 
 use std::cell::RefCell;
-use std::fmt::Write as _;
+use std::fmt;
 
 use bytes::BytesMut;
 use http::HeaderValue;
@@ -36,9 +36,9 @@ impl HeaderValueWriter<'_> {
         self
     }
 
-    /// Appends anything, at the cost of `std::fmt`.
-    pub(super) fn display(self, value: impl std::fmt::Display) -> Self {
-        let _infallible = write!(self.0, "{value}");
+    /// Appends what something else writes.
+    pub(super) fn written(self, write: impl FnOnce(&mut BytesMut) -> fmt::Result) -> Self {
+        let _infallible = write(self.0);
         self
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use http::{HeaderMap, HeaderValue};
+use memchr::memmem::Finder;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::token_search::TokenSearch;
@@ -21,6 +22,7 @@ pub struct Token {
     secret: SecretString,
     /// Stands for it in requests until they are written: nobody can guess it who does not know the token.
     stand_in: HeaderValue,
+    stand_in_finder: Finder<'static>,
     search: TokenSearch,
 }
 
@@ -73,7 +75,8 @@ impl Token {
         let stand_in = hash::hex(&hash::sha256_parts(&[b"stand-in of a token", text.as_bytes()]));
         let mut stand_in = HeaderValue::try_from(stand_in).map_err(|_| InvalidToken::Character)?;
         stand_in.set_sensitive(true);
-        Ok(Self { secret: SecretString::from(text), stand_in, search: TokenSearch::new(text) })
+        let stand_in_finder = Finder::new(stand_in.as_bytes()).into_owned();
+        Ok(Self { secret: SecretString::from(text), stand_in, stand_in_finder, search: TokenSearch::new(text) })
     }
 
     /// The value of `Authorization`, with what stands for the token until it is written.
@@ -84,6 +87,11 @@ impl Token {
     /// What the writer replaces.
     pub(super) fn stand_in(&self) -> &[u8] {
         self.stand_in.as_bytes()
+    }
+
+    /// Where it begins in these bytes.
+    pub(super) fn find_stand_in(&self, bytes: &[u8]) -> Option<usize> {
+        self.stand_in_finder.find(bytes)
     }
 
     /// What it is replaced with.

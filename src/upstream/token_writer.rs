@@ -1,13 +1,13 @@
 //! Writes the token in the place of what stands for it. hyper keeps the bytes of a head in buffers that are freed unwiped, so it never gets
-//! the token: its requests carry a stand-in, which becomes the token only on the way to the socket, in a buffer that is wiped.
+//! the token: its requests carry a stand-in, which becomes the token only on the way to the socket, in a buffer of which its place is wiped.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use memchr::memmem;
-use secrecy::zeroize::Zeroizing;
+use secrecy::zeroize::Zeroize as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::HeldToken;
@@ -28,7 +28,7 @@ impl TokenSlot {
     /// Takes the token, if this is where it has to stand: how many bytes come before its stand-in.
     fn take_for(&self, bytes: &[u8]) -> Option<(usize, Arc<HeldToken>)> {
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = memmem::find(bytes, slot.as_ref()?.token.stand_in())?;
+        let before = slot.as_ref()?.token.find_stand_in(bytes)?;
         slot.take().map(|held| (before, held))
     }
 }
@@ -43,7 +43,9 @@ pub(super) struct TokenWriter<T> {
 
 /// The beginning of a request with its token.
 struct WithToken {
-    bytes: Zeroizing<Vec<u8>>,
+    bytes: Vec<u8>,
+    /// Where the token stands in them: this part is wiped.
+    token: Range<usize>,
     done: usize,
     /// So many bytes of hyper's it takes the place of.
     replaces: usize,
@@ -56,8 +58,8 @@ impl WithToken {
         let all = pieces.iter().map(|piece| piece.len()).sum::<usize>();
         let replaces = all.min(TOGETHER_BYTES.max(before + stand_in));
         // All of its room at once: a vector that grows would leave a copy behind.
-        let mut bytes =
-            Zeroizing::new(Vec::with_capacity(replaces + exposed.iter().map(|part| part.len()).sum::<usize>()));
+        let token = before..before + exposed.iter().map(|part| part.len()).sum::<usize>();
+        let mut bytes = Vec::with_capacity(replaces + token.len());
         let mut left = replaces;
         for piece in pieces {
             let piece = piece.get(..left.min(piece.len())).unwrap_or_default();
@@ -70,7 +72,15 @@ impl WithToken {
             exposed.iter().for_each(|part| bytes.extend_from_slice(part));
             bytes.extend_from_slice(rest.get(stand_in..).unwrap_or_default());
         }
-        Self { bytes, done: 0, replaces }
+        Self { bytes, token, done: 0, replaces }
+    }
+}
+
+impl Drop for WithToken {
+    fn drop(&mut self) {
+        if let Some(token) = self.bytes.get_mut(self.token.clone()) {
+            token.zeroize();
+        }
     }
 }
 

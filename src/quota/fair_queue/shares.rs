@@ -67,7 +67,7 @@ impl FairQueue {
         let standing = match self.standing(spent) {
             // It wants no more than its share, so it is not held up for newcomers, who may never come.
             ShareStanding::Fair if asks * self.caller_counts().0 < self.limit => ShareStanding::Below,
-            standing => standing,
+            standing @ (ShareStanding::Below | ShareStanding::Fair | ShareStanding::Over) => standing,
         };
         self.slots_to_leave(now, standing)
     }

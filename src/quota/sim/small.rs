@@ -20,7 +20,7 @@ fn a_caller_below_its_share_gets_through_whatever_the_quota() {
                 let starved = sim.starved(0..1, 0..until - QUOTA_WAIT_MS);
                 assert_eq!(starved, 0, "limit {limit}, {eligible} eligible, other {which}");
                 assert!(
-                    sim.granted(0, 0..until) as u32 >= limit / 2,
+                    sim.granted(0, 0..until) >= usize::try_from(limit / 2).unwrap(),
                     "limit {limit}, {eligible} eligible, other {which}"
                 );
             }

@@ -7,7 +7,7 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use crate::config::{Config, Diagnostic, JwksSource, Severity, TlsFiles};
-use crate::door::{certificate_ends, revocation_list_ends};
+use crate::door::{certificate_periods, revocation_list_ends};
 use crate::gateway::key_expiry::KeyExpiry;
 use crate::hash;
 use crate::issuers::Issuer;
@@ -85,18 +85,27 @@ enum FileKind {
 
 fn of_file(setting: &str, kind: FileKind, path: &Path, files: &Snapshot, now: Timestamp) -> Vec<Diagnostic> {
     let warn = |why: &dyn Display| warning(format!("{setting}: {why}"));
-    let (what, ends) = match kind {
-        FileKind::Certificates => ("certificate", certificate_ends(path, files)),
-        FileKind::RevocationLists => ("revocation list", revocation_list_ends(path, files)),
+    let (what, periods) = match kind {
+        FileKind::Certificates => ("certificate", certificate_periods(path, files)),
+        FileKind::RevocationLists => {
+            let ends = revocation_list_ends(path, files);
+            ("revocation list", ends.map(|ends| ends.into_iter().map(|end| (None, end)).collect()))
+        }
     };
-    let ends = match ends {
-        Ok(ends) => ends,
+    let periods = match periods {
+        Ok(periods) => periods,
         Err(error) if is_there(path, files) => return vec![warn(&error)],
         Err(_) => return Vec::new(), // already warned about
     };
-    let ending = ends.into_iter().filter_map(|end| Some((end, KeyExpiry::at(end, now)?)));
-    let told = ending.map(|(end, ends)| warn(&format!("a {what} in {path:?} {} ({end})", ends.as_str())));
-    told.take(SHOWN_MAX).collect()
+    let told = periods.into_iter().filter_map(|(begin, end)| match (begin, KeyExpiry::at(end, now)) {
+        (Some(begin), _) if end <= begin => Some(format!("ends ({end}) before it begins ({begin}): nobody accepts it")),
+        (_, Some(ends)) => Some(format!("{} ({end})", ends.as_str())),
+        (Some(begin), None) if begin > now => {
+            Some(format!("is not valid before {begin}: until then nobody accepts it"))
+        }
+        (Some(_) | None, None) => None,
+    });
+    told.map(|told| warn(&format!("a {what} in {path:?} {told}"))).take(SHOWN_MAX).collect()
 }
 
 fn warning(message: String) -> Diagnostic {

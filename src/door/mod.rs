@@ -65,7 +65,7 @@ pub use listen::PassedSocket;
 pub(crate) use request_frames::RequestFrames;
 pub use request_line::FRAGMENT;
 pub use service::{ConnectionService, RequestBody};
-pub use tls::{Certificate, CheckedCertificate, certificate_ends, revocation_list_ends};
+pub use tls::{Certificate, CheckedCertificate, certificate_periods, revocation_list_ends};
 pub use unread::{AnswerUnread, UnreadKind, Unreadable};
 
 /// Time between two sweeps over the connections.

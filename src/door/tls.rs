@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use super::client_certificate::{CertifiedConnection, CertifiedConnections, ClientCertificate};
 use super::connections::ConnectionState;
 use super::handshake::HandshakeFailure;
-use super::validity::{end, list_end};
+use super::validity::{end, list_end, period};
 use crate::config::TlsFiles;
 use crate::process_log::STATE;
 use crate::watched_files::{FileContents, Snapshot};
@@ -156,12 +156,13 @@ fn certificates(path: &Path, files: &Snapshot) -> Result<Vec<CertificateDer<'sta
     Ok(all)
 }
 
-/// When the certificates in this file expire, as far as they do.
+/// When the certificates in this file begin to be good, if they say so, and when they expire, as far as they do.
 ///
 /// # Errors
 /// If it cannot be read or has none: says why.
-pub fn certificate_ends(path: &Path, files: &Snapshot) -> Result<Vec<Timestamp>, Error> {
-    Ok(certificates(path, files)?.iter().filter_map(end).collect())
+pub fn certificate_periods(path: &Path, files: &Snapshot) -> Result<Vec<(Option<Timestamp>, Timestamp)>, Error> {
+    let periods = certificates(path, files)?;
+    Ok(periods.iter().map(|one| period(one)).filter_map(|(begin, end)| Some((begin, end?))).collect())
 }
 
 /// When newer lists are due in place of the revocation lists in this file, as far as these say so.

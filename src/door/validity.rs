@@ -1,24 +1,44 @@
-//! When certificates and revocation lists expire.
-
-use std::time::Duration;
+//! When certificates begin to be good, and when they and revocation lists expire.
 
 use jiff::Timestamp;
-use rustls::pki_types::{CertificateDer, UnixTime};
-use webpki::KeyUsage;
+use rustls::pki_types::CertificateDer;
 
-/// When a certificate expires. webpki reveals that only in its error for an expired certificate, so it is verified as of the last
-/// possible date.
-pub(super) fn end(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
-    // RFC 5280, section 4.1.2.5: the expiry date of a certificate that never expires.
-    const NEVER: Duration = Duration::from_secs(253_402_300_799);
-    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
-    let (then, usage) = (UnixTime::since_unix_epoch(NEVER), KeyUsage::server_auth());
-    match certificate.verify_for_usage(&[], &[], &[], then, usage, None, None) {
-        Err(webpki::Error::CertExpired { not_after, .. }) => {
-            i64::try_from(not_after.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok())
-        }
-        Ok(_) | Err(_) => None,
+/// When a certificate begins to be good and when it expires (RFC 5280, section 4.1), as far as it says so. webpki reads that, but reveals
+/// it only in errors, and neither time of a certificate that ends before it begins.
+pub(super) fn period(certificate: &[u8]) -> (Option<Timestamp>, Option<Timestamp>) {
+    let Some(validity) = validity(certificate) else { return (None, None) };
+    let next = |der| {
+        let (tag, time, rest) = der_value(der)?;
+        Some((der_time(tag, std::str::from_utf8(time).ok()?), rest))
+    };
+    match next(validity) {
+        Some((begin, rest)) => (begin, next(rest).and_then(|(end, _)| end).filter(|end| end.as_second() < NEVER)),
+        None => (None, None),
     }
+}
+
+/// When a certificate expires.
+pub(super) fn end(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
+    period(certificate).1
+}
+
+/// RFC 5280, section 4.1.2.5: the expiry date of a certificate that never expires.
+const NEVER: i64 = 253_402_300_799;
+
+/// The two times, in DER.
+fn validity(certificate: &[u8]) -> Option<&[u8]> {
+    /// The tag of the version, which one of version 1 leaves out.
+    const VERSION: u8 = 0xa0;
+    let (_, certificate, _) = der_value(certificate)?;
+    let (_, mut to_be_signed, _) = der_value(certificate)?;
+    if to_be_signed.first() == Some(&VERSION) {
+        (_, _, to_be_signed) = der_value(to_be_signed)?;
+    }
+    let (_, _serial, rest) = der_value(to_be_signed)?;
+    let (_, _algorithm, rest) = der_value(rest)?;
+    let (_, _issuer, rest) = der_value(rest)?;
+    let (_, validity, _) = der_value(rest)?;
+    Some(validity)
 }
 
 /// When a newer list is due in place of this one (`nextUpdate`, RFC 5280 section 5.1.2.5), if it says so. webpki reads that, but does not
@@ -79,6 +99,27 @@ mod tests {
         let this_update = b"\x17\x0d260101000000Z";
         let parts = [version, &value(b"algorithm"), &value(b"issuer"), this_update, next_update];
         value(&value(&parts.concat()))
+    }
+
+    #[test]
+    fn a_certificate_tells_when_it_begins_and_ends_even_if_it_does_so_before() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let told = |begin: (i32, u8), end: (i32, u8)| {
+            let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            params.not_before = rcgen::date_time_ymd(begin.0, begin.1, 1);
+            params.not_after = rcgen::date_time_ymd(end.0, end.1, 1);
+            let certificate = params.self_signed(&key).unwrap();
+            for length in 0..certificate.der().len() / 4 {
+                let _no_panic = period(&certificate.der()[..length]);
+            }
+            let (begin, end) = period(certificate.der());
+            [begin, end].map(|time| time.map(|time| time.to_string()))
+        };
+        let day = |text: &str| Some(format!("{text}T00:00:00Z"));
+        assert_eq!(told((2026, 1), (2027, 2)), [day("2026-01-01"), day("2027-02-01")]);
+        assert_eq!(told((2027, 2), (2026, 1)), [day("2027-02-01"), day("2026-01-01")]);
+        assert_eq!(told((1975, 1), (2051, 1)), [day("1975-01-01"), day("2051-01-01")]);
+        assert_eq!(period(b"nothing"), (None, None));
     }
 
     #[test]

@@ -118,6 +118,27 @@ fn check_warns_of_certificates_and_issuers_that_end_or_cannot_be_used() {
 }
 
 #[test]
+fn check_warns_of_a_certificate_that_nobody_accepts_yet_or_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{LEAST}[gateway]\ntls = {{ cert = \"cert.pem\", key = \"key.pem\" }}\n[[caller]]\nname = \"a\"\ngrants = [\"*\"]\nkeys = [\"{}\"]\n",
+        entry("a")
+    );
+    let key = KeyPair::generate().unwrap();
+    fs::write(dir.path().join("key.pem"), key.serialize_pem()).unwrap();
+    for (begin, end, told) in
+        [(-2, 40, None), (50, 40, Some(") before it begins (")), (2, 40, Some("is not valid before"))]
+    {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        (params.not_before, params.not_after) = (date!(begin), date!(end));
+        fs::write(dir.path().join("cert.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        let messages: Vec<_> = checked(dir.path(), &text).iter().map(|one| one["message"].to_string()).collect();
+        assert_eq!(messages.len(), usize::from(told.is_some()), "{messages:?}");
+        told.into_iter().for_each(|told| assert!(messages[0].contains(told), "{messages:?}"));
+    }
+}
+
+#[test]
 fn explain_says_by_what_a_caller_can_be_known_and_refuses_whose_keys_have_all_expired() {
     let dir = tempfile::tempdir().unwrap();
     let caller = |name: &str, lines: &str| format!("[[caller]]\nname = \"{name}\"\ngrants = [\"*\"]\n{lines}\n");

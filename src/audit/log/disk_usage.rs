@@ -21,7 +21,7 @@ pub struct DiskUsage {
     pub size_bytes: u64,
 }
 
-/// With less than this free, a disk is nearly full, however small it is.
+/// With less than this free, a disk is nearly full, unless it is so small that half of it is still free.
 const FREE_BYTES_MIN: u64 = 128 << 20;
 /// With more than this free, no disk is nearly full, however large it is.
 const FREE_BYTES_ENOUGH: u64 = 4 << 30;
@@ -36,7 +36,7 @@ impl DiskUsage {
         // A file system that does not tell its size is not full.
         size_bytes > 0
             && free_bytes < FREE_BYTES_ENOUGH
-            && (free_bytes < FREE_BYTES_MIN || free_bytes < size_bytes / FREE_DIVISOR)
+            && ((free_bytes < FREE_BYTES_MIN && free_bytes <= size_bytes / 2) || free_bytes < size_bytes / FREE_DIVISOR)
     }
 }
 
@@ -76,6 +76,7 @@ mod tests {
     fn a_disk_is_nearly_full_by_what_is_free_of_it() {
         let is_nearly_full =
             |free_bytes, size_bytes| DiskUsage { used_bytes: 0, free_bytes, size_bytes }.is_nearly_full();
+        assert!(is_nearly_full(31 << 20, 64 << 20) && !is_nearly_full(59 << 20, 64 << 20));
         assert!(is_nearly_full(100 << 20, 1 << 30) && is_nearly_full(1 << 30, 100 << 30) && is_nearly_full(0, 1));
         assert!(!is_nearly_full(200 << 20, 1 << 30) && !is_nearly_full(5 << 30, 4 << 40) && !is_nearly_full(0, 0));
     }

@@ -25,6 +25,8 @@ use crate::reconcile::Reconciler;
 
 /// How long a page waits for records that it shows besides.
 const RECORDS_TIME_MAX: Duration = Duration::from_secs(1);
+/// A wall clock that goes wrong by more than this was set by somebody.
+const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
 /// How often tables that one operator takes are recorded.
 const EXPORTS_INTERVAL: Duration = Duration::from_secs(60);
 /// The most followers of the log at a time.
@@ -58,6 +60,16 @@ pub struct OperatorState {
     /// When each operator's last table of records was recorded as an export.
     tables: Mutex<HashMap<Arc<str>, Instant>>,
     doors: Mutex<Vec<(&'static str, OpenDoor)>>,
+    /// A moment and its wall time.
+    anchor: Mutex<(Instant, Timestamp)>,
+}
+
+/// The wall time of this moment, if it was `wall` at `at`.
+fn moved((at, wall): (Instant, Timestamp), moment: Instant) -> Timestamp {
+    let signed = |length: Duration| SignedDuration::try_from(length).unwrap_or_default();
+    let later = wall.checked_add(signed(moment.saturating_duration_since(at)));
+    let moved = later.and_then(|later| later.checked_sub(signed(at.saturating_duration_since(moment))));
+    moved.unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 impl OperatorState {
@@ -82,6 +94,7 @@ impl OperatorState {
             in_force: ArcSwap::from_pointee(ConfigInForce { origins: Arc::new(origins), loaded: started, error: None }),
             tables: Mutex::default(),
             doors: Mutex::default(),
+            anchor: Mutex::new((gateway.clock.now(), started)),
             reconciler,
             gateway,
             file,
@@ -95,11 +108,15 @@ impl OperatorState {
         self.operators.keys()
     }
 
-    /// The wall time of a moment that the clock measured.
+    /// The wall time of a moment that the clock measured. It is the same at each call, unless somebody sets the wall clock.
     pub(super) fn wall_at(&self, moment: Instant) -> Timestamp {
         let clock = &self.gateway.clock;
-        let ago = SignedDuration::try_from(clock.now().saturating_duration_since(moment)).unwrap_or_default();
-        clock.wall().checked_sub(ago).unwrap_or(Timestamp::UNIX_EPOCH)
+        let (now, wall) = (clock.now(), clock.wall());
+        let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        if moved(*anchor, now).duration_since(wall).unsigned_abs() > CLOCK_STEP_MIN {
+            *anchor = (now, wall);
+        }
+        moved(*anchor, moment)
     }
 
     /// Does work that goes through everything of a kind that is in memory: not on the threads that answer callers, and one at a time.

@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -142,6 +143,9 @@ impl Upstream {
     fn note_token_status(&self, sent: &HeldToken, status: StatusCode) {
         if sent.generation != self.token_generation() {
             return;
+        }
+        if status == StatusCode::UNAUTHORIZED || status.is_success() {
+            sent.is_judged.store(true, Ordering::Relaxed);
         }
         let now = self.clock.now();
         if status == StatusCode::UNAUTHORIZED {

@@ -20,6 +20,7 @@ mod token_search;
 mod token_writer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -82,6 +83,27 @@ pub struct Upstream {
 struct HeldToken {
     token: Token,
     generation: u64,
+    /// Has the upstream accepted or refused it?
+    is_judged: AtomicBool,
+}
+
+impl HeldToken {
+    fn new(token: Token, generation: u64) -> Self {
+        Self { token, generation, is_judged: AtomicBool::new(false) }
+    }
+}
+
+/// What the upstream said of the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenVerdict {
+    /// Nothing yet.
+    Untried,
+    /// It was accepted last.
+    Accepted,
+    /// It is refused, since then.
+    Refused(Instant),
+    /// The token before it is refused, since then, and it was not tried yet.
+    Replaced(Instant),
 }
 
 impl Upstream {
@@ -101,7 +123,7 @@ impl Upstream {
         Ok(Self {
             url: settings.url.clone(),
             host: HeaderValue::from_str(authority).map_err(|_| SetupError::Host(authority.clone()))?,
-            token: ArcSwap::from_pointee(HeldToken { token, generation: 0 }),
+            token: ArcSwap::from_pointee(HeldToken::new(token, 0)),
             token_refused: FaultState::default(),
             pool: Arc::new(Pool::new(dialer, settings.connections, settings.idle, clock.clone())),
             memory: BodyMemory::new(limits.answer_bytes),
@@ -136,7 +158,7 @@ impl Upstream {
         if held.token == token {
             return false;
         }
-        self.token.store(Arc::new(HeldToken { token, generation: held.generation + 1 }));
+        self.token.store(Arc::new(HeldToken::new(token, held.generation + 1)));
         true
     }
 
@@ -156,6 +178,17 @@ impl Upstream {
     #[must_use]
     pub fn token_refused_since(&self) -> Option<Instant> {
         self.token_refused.since()
+    }
+
+    /// What the upstream said of the token.
+    #[must_use]
+    pub fn token_verdict(&self) -> TokenVerdict {
+        match (self.token_refused.since(), self.token.load().is_judged.load(Ordering::Relaxed)) {
+            (None, false) => TokenVerdict::Untried,
+            (None, true) => TokenVerdict::Accepted,
+            (Some(since), true) => TokenVerdict::Refused(since),
+            (Some(since), false) => TokenVerdict::Replaced(since),
+        }
     }
 
     /// Since when no connection to the upstream could be opened.

@@ -195,7 +195,7 @@ fn upstream(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resul
         &metrics.token_refused,
     )?;
     let refused_now = u64::from(state.gateway.upstream().token_refused_since().is_some());
-    let help = "1: the last answer of the upstream that tells said 401 to the gateway's own token";
+    let help = "1: Make's last conclusive answer was 401 to the gateway's token";
     writer.gauge("makegate_upstream_token_refused", help, refused_now)?;
     writer.count("makegate_token_leaks", "Upstream answers withheld because they held the token", &metrics.leaks)?;
     let help = "Upstream answers 403 that do not come from Make, but from something in front of it";

@@ -96,6 +96,11 @@ impl Page for ConfigPage {
             h2 { "For programs" }
             p { "What callers may ask, as an OpenAPI document with the schemas of all answers: " a href="/openapi.json" { "/openapi.json" } ". The same of this door: " a href="/operator/openapi.json" { "/operator/openapi.json" } "." }
             h2 { "Settings in force" }
+            p.quiet {
+                "After a reload these wait for the next start, although the table has them at once: of the limits those on connections ("
+                (cells::sentence("`connections`, `handshake`, `first_byte`, `head…`, `linger…`, `idle`, `age…`, `write_stall`, `h2_…`"))
+                "), " code { "stored_bytes" } " and " code { "idempotency_…" } "."
+            }
             (rich::table_of(&self.table(), "Nothing was configured: all settings are defaults of the demo.", now))
         }
     }

@@ -177,7 +177,7 @@ impl Page for DoubtsPage {
 impl DoubtsPage {
     fn item(&self, doubt: &DoubtRow, now: Timestamp) -> Markup {
         let evidence = match doubt.looks {
-            0 => format!("no look yet; it {}", doubt.why.trim_start_matches("it ")),
+            0 => format!("no look yet; {}", doubt.why),
             1 => format!("1 look; {}", doubt.why),
             looks => format!("{looks} looks; {}", doubt.why),
         };

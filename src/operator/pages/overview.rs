@@ -160,7 +160,7 @@ impl Page for OverviewPage {
 
     fn html(&self, now: Timestamp) -> Markup {
         let figures = [
-            ("Requests", self.requests.to_string()),
+            ("Requests since the start", self.requests.to_string()),
             ("From memory, of all answers", cells::percent(self.hit_ratio_of_all)),
             ("From memory, of those that could", cells::percent(self.hit_ratio)),
             ("Under way", self.under_way.to_string()),
@@ -198,7 +198,7 @@ impl OverviewPage {
                     p.good { "Nothing is wrong." }
                 } @else {
                     ul {
-                        @for Problem { name, severity, what, since, todo, page, .. } in &self.problems {
+                        @for Problem { name, severity, what, since, todo, page, runbook, .. } in &self.problems {
                             li.warn id=(name) {
                                 strong { (severity.as_str()) ": " } (cells::sentence(what))
                                 @if let Some(since) = since {
@@ -207,6 +207,7 @@ impl OverviewPage {
                                 br;
                                 "What to do: " (cells::sentence(todo))
                                 @if page != "/" { " " a href=(page) { "See more" } }
+                                @if let Some(runbook) = runbook { span.quiet { " Runbook: docs/runbooks.md, " (runbook) } }
                             }
                         }
                     }

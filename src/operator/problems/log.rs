@@ -1,7 +1,7 @@
 //! The log: whether it can be written, its disk, and the room for writes in doubt.
 
 use super::super::state::OperatorState;
-use super::problem::{Check, Problem, Severity, counted};
+use super::problem::{Check, Problem, Severity};
 
 pub(super) fn log(state: &OperatorState) -> Option<Problem> {
     let log = &state.gateway.log;
@@ -11,8 +11,8 @@ pub(super) fn log(state: &OperatorState) -> Option<Problem> {
     let cause = outage.as_ref().map_or("the disk does not answer", |outage| &outage.cause);
     let todo = if outage.as_ref().is_some_and(|outage| outage.is_disk_full) {
         format!(
-            "Free space on the disk of {dir}, or lower audit.retention or audit.retention_bytes. makegate tries again every second, and \
-             writes go on by themselves."
+            "Free space on the disk of {dir}: makegate tries again every second, and writes go on by themselves. Or lower audit.retention or \
+             audit.retention_bytes, and restart makegate."
         )
     } else {
         format!(
@@ -23,24 +23,27 @@ pub(super) fn log(state: &OperatorState) -> Option<Problem> {
     match (log.writable(), log.has_room()) {
         (true, true) if log.has_lost() => {
             let what = "A segment of the log was damaged while it was written to, and the log goes on in a new one.";
-            let todo = format!("Run `makegate audit verify {dir}` to see what was lost, and check the disk.");
+            let todo = format!(
+                "Run `makegate audit verify {dir}` to see whether something was lost, and check the disk. This line goes with the next \
+                 restart."
+            );
             let why = "a segment was damaged while it was written to; see the process log";
-            let problem = Problem::new("log-damaged", Severity::Degraded, what);
-            Some(problem.todo(todo, "/audit?kind=event").spoils(Check::Log, why))
+            let problem = Problem::spoiling((Check::Log, why), Severity::Degraded, "log-damaged", what);
+            Some(problem.todo(todo, "/audit?kind=event"))
         }
         (true, true) => None,
         (false, true) => {
             let what = format!("The log cannot be written, and writes are refused: {cause}.");
             let why = "it cannot be written, and writes are refused; see the process log";
-            let problem = Problem::new("log-outage", Severity::Degraded, what).since(since);
-            Some(problem.todo(todo, "/audit?kind=event&event=outage").spoils(Check::Log, why))
+            let problem = Problem::spoiling((Check::Log, why), Severity::Degraded, "log-outage", what).since(since);
+            Some(problem.todo(todo, "/config"))
         }
         (_, false) => {
             let what =
                 format!("The log cannot be written and its buffer is full, so every request is refused: {cause}.");
             let why = "it cannot be written, and its buffer is full; see the process log";
-            let problem = Problem::new("log-outage", Severity::Failed, what).since(since);
-            Some(problem.todo(todo, "/audit?kind=event&event=outage").spoils(Check::Log, why))
+            let problem = Problem::spoiling((Check::Log, why), Severity::Failed, "log-outage", what).since(since);
+            Some(problem.todo(todo, "/config"))
         }
     }
 }
@@ -56,10 +59,11 @@ pub(super) fn disk(state: &OperatorState) -> Option<Problem> {
         mib(usage.used_bytes)
     );
     let todo = format!(
-        "Free space on the disk of {}, or lower audit.retention or audit.retention_bytes.",
+        "Free space on the disk of {}; or lower audit.retention or audit.retention_bytes, and restart makegate.",
         log.dir().display()
     );
-    Some(Problem::new("disk-nearly-full", Severity::Degraded, what).todo(todo, "/config"))
+    let why = "its disk is nearly full, and once it is, writes are refused";
+    Some(Problem::spoiling((Check::Log, why), Severity::Degraded, "disk-nearly-full", what).todo(todo, "/config"))
 }
 
 pub(super) fn doubts_room(state: &OperatorState) -> Option<Problem> {
@@ -69,17 +73,25 @@ pub(super) fn doubts_room(state: &OperatorState) -> Option<Problem> {
         "Writes in doubt use up most of their room ({taken} of {limit}), and callers beyond their share are refused writes (MG184)."
     );
     let why = "writes in doubt use up most of limits.doubts, and callers beyond their share are refused writes: settle some; see /doubts";
-    let problem = Problem::new("doubts-nearly-full", Severity::Degraded, what).spoils(Check::Doubts, why);
+    let problem = Problem::spoiling((Check::Doubts, why), Severity::Degraded, "doubts-nearly-full", what);
     room.is_nearly_full().then(|| problem.todo("Settle some: look in Make what became of them.", "/doubts"))
 }
 
 pub(super) fn open_doubts(state: &OperatorState) -> Option<Problem> {
     let doubts = state.gateway.log.doubts();
     let oldest = doubts.oldest()?;
-    let what = format!(
-        "{}: nobody knows whether Make carried them out, and equal writes of their callers are held.",
-        counted(doubts.count(), "write is in doubt", "writes are in doubt")
-    );
-    let problem = Problem::new("doubts", Severity::Warning, what).since(Some(oldest));
-    Some(problem.todo("Look in Make what became of each, and settle it.", "/doubts"))
+    let (what, todo) = match doubts.count() {
+        1 => (
+            "1 write is in doubt: nobody knows whether Make carried it out, and equal writes of its caller are held."
+                .to_owned(),
+            "Look in Make what became of it, and settle it.",
+        ),
+        count => (
+            format!(
+                "{count} writes are in doubt: nobody knows whether Make carried them out, and equal writes of their callers are held."
+            ),
+            "Look in Make what became of each, and settle it.",
+        ),
+    };
+    Some(Problem::warning("doubts", what).since(Some(oldest)).todo(todo, "/doubts"))
 }

@@ -1,10 +1,12 @@
-//! What is wrong now, the worst first, and what to do about it. The overview shows all of it; `/readyz` what requests may notice.
+//! What is wrong now, the worst first, and what to do about it. The overview shows all of it; `/readyz?verbose` what is worse than a
+//! warning, and `/readyz` what probes need to know.
 
 mod ends;
 mod log;
 mod problem;
 mod process;
 mod quota;
+mod runbooks;
 mod telemetry;
 mod upstream;
 
@@ -27,7 +29,7 @@ pub(super) fn problems(state: &OperatorState, buckets: &[BucketView]) -> Vec<Pro
     problems
 }
 
-/// What spoils a check of `/readyz`.
+/// What `/readyz` says without `?verbose`: what costs no walk over quotas and keys.
 pub(super) fn readiness_problems(state: &OperatorState) -> Vec<Problem> {
     [
         process::config(state),

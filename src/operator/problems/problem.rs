@@ -1,7 +1,7 @@
 //! One problem: what is wrong, since when, and what to do about it.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// The most problems of one kind that have a line each; the others are counted.
 pub(super) const LINES_MAX: usize = 10;
@@ -39,12 +39,26 @@ pub(in super::super) enum Check {
     /// The room for writes in doubt.
     Doubts,
     Telemetry,
+    Quota,
+    Certificates,
+    /// The keys of callers.
+    Keys,
 }
 
 impl Check {
     /// In the order of `/readyz`.
-    pub(in super::super) const ALL: [Self; 7] =
-        [Self::Config, Self::Log, Self::Draining, Self::Upstream, Self::Token, Self::Doubts, Self::Telemetry];
+    pub(in super::super) const ALL: [Self; 10] = [
+        Self::Config,
+        Self::Log,
+        Self::Draining,
+        Self::Upstream,
+        Self::Token,
+        Self::Doubts,
+        Self::Telemetry,
+        Self::Quota,
+        Self::Certificates,
+        Self::Keys,
+    ];
 
     pub(in super::super) const fn as_str(self) -> &'static str {
         match self {
@@ -55,6 +69,9 @@ impl Check {
             Self::Token => "token",
             Self::Doubts => "doubts",
             Self::Telemetry => "telemetry",
+            Self::Quota => "quota",
+            Self::Certificates => "certificates",
+            Self::Keys => "keys",
         }
     }
 }
@@ -67,20 +84,35 @@ pub(in super::super) struct Problem {
     pub(in super::super) severity: Severity,
     /// What is wrong, in a sentence.
     pub(in super::super) what: String,
+    #[serde(serialize_with = "with_milliseconds")]
     pub(in super::super) since: Option<Timestamp>,
     /// What to do about it, in a sentence.
     pub(in super::super) todo: String,
     /// The page that shows more of it.
     pub(in super::super) page: String,
+    /// The section of `docs/runbooks.md` that says more, if one does.
+    pub(in super::super) runbook: Option<&'static str>,
     /// The check of `/readyz` that it spoils, and what that says: it names nobody, because it needs no key.
     #[serde(skip)]
     pub(in super::super) readiness: Option<(Check, &'static str)>,
 }
 
 impl Problem {
-    pub(super) fn new(name: &'static str, severity: Severity, what: impl Into<String>) -> Self {
+    /// Something that all requests are answered in spite of.
+    pub(super) fn warning(name: &'static str, what: impl Into<String>) -> Self {
         let (what, todo, page) = (what.into(), String::new(), "/".to_owned());
-        Self { name, severity, what, since: None, todo, page, readiness: None }
+        let runbook = super::runbooks::runbook(name);
+        Self { name, severity: Severity::Warning, what, since: None, todo, page, runbook, readiness: None }
+    }
+
+    /// Something that `/readyz?verbose` tells, too: whatever is worse than a warning.
+    pub(super) fn spoiling(
+        (check, why): (Check, &'static str),
+        severity: Severity,
+        name: &'static str,
+        what: impl Into<String>,
+    ) -> Self {
+        Self { severity, readiness: Some((check, why)), ..Self::warning(name, what) }
     }
 
     pub(super) fn since(self, since: Option<Timestamp>) -> Self {
@@ -90,10 +122,16 @@ impl Problem {
     pub(super) fn todo(self, todo: impl Into<String>, page: impl Into<String>) -> Self {
         Self { todo: todo.into(), page: page.into(), ..self }
     }
+}
 
-    pub(super) fn spoils(self, check: Check, why: &'static str) -> Self {
-        Self { readiness: Some((check, why)), ..self }
-    }
+#[expect(clippy::ref_option, reason = "serde passes the field itself")]
+fn with_milliseconds<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| format!("{time:.3}")).serialize(serializer)
+}
+
+/// A day and minute within a sentence.
+pub(super) fn minute(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M UTC").to_string()
 }
 
 /// `1 write`, `2 writes`.

@@ -8,7 +8,8 @@ use crate::process_log;
 pub(super) fn config(state: &OperatorState) -> Option<Problem> {
     let in_force = state.in_force();
     let error = in_force.error.as_ref()?;
-    let what = format!("The last reload failed, and the configuration before it is in force: {error}");
+    let stop = if error.ends_with(['.', '!', '?']) { "" } else { "." };
+    let what = format!("The last reload failed, and the configuration before it is in force: {error}{stop}");
     let check = match &state.file {
         Some(file) => format!("`makegate check --config {}` lists every mistake", file.display()),
         None => "`makegate check` lists every mistake".to_owned(),
@@ -17,13 +18,13 @@ pub(super) fn config(state: &OperatorState) -> Option<Problem> {
         "Correct what it says; {check}. makegate looks at the files again within 5 s, and at once after SIGHUP."
     );
     let why = "the last reload failed and the configuration before it is in force; see /config";
-    let problem = Problem::new("reload-failed", Severity::Degraded, what).since(Some(in_force.loaded));
-    Some(problem.todo(todo, "/config").spoils(Check::Config, why))
+    let problem = Problem::spoiling((Check::Config, why), Severity::Degraded, "reload-failed", what);
+    Some(problem.since(Some(in_force.loaded)).todo(todo, "/config"))
 }
 
 pub(super) fn draining(state: &OperatorState) -> Option<Problem> {
     let what = "makegate is shutting down: it finishes what is under way.";
-    let problem = Problem::new("draining", Severity::Failed, what).spoils(Check::Draining, "it is shutting down");
+    let problem = Problem::spoiling((Check::Draining, "it is shutting down"), Severity::Failed, "draining", what);
     state
         .gateway
         .is_draining()
@@ -40,11 +41,11 @@ pub(super) fn process(state: &OperatorState) -> Vec<Problem> {
             counted(dropped, "line of the process log was dropped", "lines of the process log were dropped")
         );
         let todo = "See why whatever reads makegate's stderr is slow or has stopped.";
-        problems.push(Problem::new("log-lines-dropped", Severity::Warning, what).todo(todo, "/"));
+        problems.push(Problem::warning("log-lines-dropped", what).todo(todo, "/"));
     }
     if rustix::process::geteuid().is_root() {
         let todo = "Run it as a user of its own: whoever takes it over then has no more than that user.";
-        problems.push(Problem::new("runs-as-root", Severity::Warning, "makegate runs as root.").todo(todo, "/config"));
+        problems.push(Problem::warning("runs-as-root", "makegate runs as root.").todo(todo, "/"));
     }
     let warnings = &state.in_force().origins.warnings;
     problems.extend(warnings.iter().take(LINES_MAX).map(|warning| {
@@ -53,7 +54,7 @@ pub(super) fn process(state: &OperatorState) -> Vec<Problem> {
             .help
             .clone()
             .map_or_else(|| "See the configuration's warnings.".to_owned(), |help| format!("{}.", capital(&help)));
-        Problem::new("configuration-warning", Severity::Warning, what).todo(todo, "/config")
+        Problem::warning("configuration-warning", what).todo(todo, "/config")
     }));
     problems
 }

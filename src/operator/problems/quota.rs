@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::query::encode;
 use super::super::state::OperatorState;
-use super::problem::{LINES_MAX, Problem, Severity};
+use super::problem::{Check, LINES_MAX, Problem, Severity};
 use crate::quota::{BucketId, BucketView, QuotaOutlook, QuotaRefused, SpenderView};
 
 /// A quota of which less than this part is free is as good as spent.
@@ -31,12 +31,13 @@ fn quota_closed(bucket: &BucketView) -> Problem {
             let what = format!("{named} is closed for {} s more: {because}.", left.as_millis().div_ceil(1000));
             let todo = "Find out who else spends it with Make's API beside this gateway; if you know better, reopen it \
                         (POST /quota/reopen).";
-            Problem::new("quota-closed", Severity::Degraded, what).todo(todo, "/quota")
+            let why = "a quota is closed, and its requests are refused or answered from memory; see /quota";
+            Problem::spoiling((Check::Quota, why), Severity::Degraded, "quota-closed", what).todo(todo, "/quota")
         }
         None => {
             let what = format!("{named} is being reopened little by little: {because}.");
             let todo = "Nothing: it is whole again once a few attempts have ended well.";
-            Problem::new("quota-reopening", Severity::Warning, what).todo(todo, "/quota")
+            Problem::warning("quota-reopening", what).todo(todo, "/quota")
         }
     }
 }
@@ -58,25 +59,19 @@ fn quota_spent(state: &OperatorState, bucket: &BucketView) -> Option<Problem> {
         String::new()
     };
     let next = next_slot(state, bucket, most);
-    let what = if *spent * 2 > u64::from(bucket.used) {
-        format!(
-            "{named} is spent, most of it by {name}: {spent} of {} a minute (its share: {share}). Its next request can go in {next} s.{waits}",
-            bucket.limit
-        )
-    } else {
-        format!(
-            "{named} is spent by several callers: {} of {} a minute, most by {name} ({spent}, its share: {share}), whose next request can go \
-             in {next} s.{waits}",
-            bucket.used, bucket.limit
-        )
-    };
+    let left = if bucket.remaining == 0 { "nothing is left" } else { "what is left is kept for other callers" };
+    let what = format!(
+        "{named}: {} of {} a minute are used, most by {name} ({spent}; its share: {share}), and {left}. Its next request can go in \
+         {next} s.{waits}",
+        bucket.used, bucket.limit
+    );
     let todo = format!(
         "See what {name} asks for and how often, and lower its rate (caller.{name}.rate); others keep their shares. Longer lifetimes in \
          [cache.lifetime] save quota."
     );
     let of_organization = bucket.organization.map_or_else(String::new, |id| format!("&organization={id}"));
     let page = format!("/audit?caller={}{of_organization}&since=10m", encode(name));
-    Some(Problem::new("quota-spent", Severity::Warning, what).todo(todo, page))
+    Some(Problem::warning("quota-spent", what).todo(todo, page))
 }
 
 /// In how many seconds this caller's next request can go.

@@ -24,6 +24,6 @@ pub(super) fn telemetry(state: &OperatorState) -> Option<Problem> {
     };
     let todo = "See in the process log what the receiver answers, then look at the receiver that `otel.endpoint` (or \
                 `OTEL_EXPORTER_OTLP_ENDPOINT`) names. makegate goes on sending by itself; spans that it gave up are lost.";
-    let problem = Problem::new("telemetry-failing", Severity::Warning, what).since(Some(state.wall_at(since)));
-    Some(problem.todo(todo, "/config").spoils(Check::Telemetry, why))
+    let problem = Problem::spoiling((Check::Telemetry, why), Severity::Warning, "telemetry-failing", what);
+    Some(problem.since(Some(state.wall_at(since))).todo(todo, "/config"))
 }

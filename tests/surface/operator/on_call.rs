@@ -72,8 +72,10 @@ async fn make_that_is_down() {
     for _ in 0..6 {
         get(&home, &[]).await;
     }
-    let todo = ["status page", "127.0.0.1:1", "by itself"];
-    has_since(&tells(&home, "upstream-down", &["Make cannot be reached"], &todo, "/config").await);
+    let todo = ["status page", "127.0.0.1:1", "send a read"];
+    let line = tells(&home, "upstream-down", &["Make cannot be reached"], &todo, "/audit?refusal=MG209").await;
+    has_since(&line);
+    assert!(line.contains("Runbook: docs/runbooks.md, MakegateUpstreamDown"), "{line}");
 }
 
 #[tokio::test]
@@ -86,7 +88,7 @@ async fn a_quota_that_one_caller_spends() {
         get(&home, &["cache-control: no-store"]).await;
     }
     // A quota is spent anew in each minute: instead of a beginning it has an end.
-    let what = ["organization 11 is spent, most of it by all: ", " of 10 a minute", "Its next request can go in "];
+    let what = ["organization 11: ", " of 10 a minute are used, most by all (", "Its next request can go in "];
     tells(&home, "quota-spent", &what, &["caller.all.rate"], "/audit?caller=all&organization=11&since=10m").await;
 }
 
@@ -103,8 +105,8 @@ async fn a_full_disk() {
     let variable = r#"{"name":"a","typeId":1,"value":1}"#;
     send(home.gateway, "POST", VARIABLES, &with_key(ALL, &[]), variable).await.expect(503);
     let what = ["writes are refused", "No space left"];
-    let todo = ["Free space", at.to_str().unwrap(), "audit.retention"];
-    has_since(&tells(&home, "log-outage", &what, &todo, "/audit?kind=event&event=outage").await);
+    let todo = ["Free space", at.to_str().unwrap(), "audit.retention", "restart makegate"];
+    has_since(&tells(&home, "log-outage", &what, &todo, "/config").await);
     disk.heal();
     // The process has files open there until it has ended.
     let ended = std::thread::spawn(move || process.end());

@@ -49,7 +49,19 @@ async fn a_refused_token_is_told_with_its_remedy_until_it_is_accepted_again() {
     let (told, _) = problem(&world, "token-refused").await;
     says(&told, "what", &["refuses the gateway's token", "callers' keys are fine"]);
     says(&told, "todo", &["new API token", "upstream.token_file"]);
-    assert!(told["since"].as_str().unwrap().ends_with('Z') && told["page"] == "/audit?refusal=MG204", "{told}");
+    let since = told["since"].as_str().unwrap().to_owned();
+    assert!(since.len() == "2026-11-30T01:38:18.313Z".len() && told["page"] == "/audit?refusal=MG204", "{told}");
+    assert_eq!(told["runbook"], "MakegateTokenRefused");
+    world.clock.advance(std::time::Duration::from_secs(3));
+    assert_eq!(problem(&world, "token-refused").await.0["since"], since, "it moves");
+    let file = world.file().with_file_name("token");
+    fs::write(&file, "a-third-token-of-make").unwrap();
+    world.reload().await;
+    let (told, _) = problem(&world, "token-refused").await;
+    says(&told, "what", &["Another token is in force now, and has not been tried yet"]);
+    says(&told, "todo", &["Send a read"]);
+    fs::write(&file, crate::support::TOKEN).unwrap();
+    world.reload().await;
     world.sandbox.set_token(crate::support::TOKEN);
     world.get_with(ALL, ORG, &["cache-control: no-store"]).await.expect(200);
     assert_eq!(names(&world).await, before);
@@ -63,7 +75,7 @@ async fn make_down_is_told_whether_it_does_not_answer_or_answers_with_errors() {
     }
     let (told, _) = problem(&world, "upstream-down").await;
     says(&told, "what", &["Make cannot be reached"]);
-    says(&told, "todo", &["status page", "127.0.0.1:1", "by itself"]);
+    says(&told, "todo", &["status page", "127.0.0.1:1", "send a read"]);
     assert!(told["since"].is_string(), "{told}");
 
     let world = World::start().await;
@@ -87,11 +99,7 @@ async fn a_quota_that_one_caller_spends_is_told_with_its_name_and_when_the_next_
         world.get_with(ALL, ORG, &["cache-control: no-store"]).await;
     }
     let (told, page) = problem(&world, "quota-spent").await;
-    says(
-        &told,
-        "what",
-        &["The quota of organization 11 is spent, most of it by all: ", " of 10 a minute", "can go in "],
-    );
+    says(&told, "what", &["The quota of organization 11: ", " of 10 a minute are used, most by all (", "can go in "]);
     says(&told, "todo", &["caller.all.rate"]);
     assert_eq!(told["page"], "/audit?caller=all&organization=11&since=10m");
     assert!(page.contains("/audit?caller=all&amp;organization=11&amp;since=10m"), "{page}");
@@ -111,7 +119,7 @@ async fn a_full_disk_is_told_with_its_folder_and_that_writes_are_refused() {
     until(|| !world.service.gateway().log.writable()).await;
     let (told, _) = problem(&world, "log-outage").await;
     says(&told, "what", &["writes are refused", "No space left"]);
-    says(&told, "todo", &["Free space", &at.display().to_string(), "audit.retention"]);
+    says(&told, "todo", &["Free space", &at.display().to_string(), "audit.retention", "restart makegate"]);
     assert!(told["since"].is_string(), "{told}");
     disk.heal();
     until(|| world.service.gateway().log.writable()).await;
@@ -137,11 +145,15 @@ async fn a_certificate_near_its_end_is_told_before_and_after() {
     let (told, _) = problem(&world, "certificate-ends").await;
     assert_eq!(told["severity"], "warning");
     says(&told, "what", &["The certificate of the gateway door expires at "]);
+    world.clock.advance(end / 2 - std::time::Duration::from_secs(24 * 3600));
+    assert_eq!(problem(&world, "certificate-ends").await.0["severity"], "degraded");
     says(&told, "todo", &["gateway.tls", "within 5 s"]);
     world.clock.advance(end);
     let (told, _) = problem(&world, "certificate-ends").await;
     assert_eq!(told["severity"], "degraded");
     says(&told, "what", &["expired at", "cannot connect"]);
+    let ready = send(world.service.operator_addresses()[0], "GET", "/readyz?verbose", "", "").await.expect(200);
+    assert!(ready.text().contains("[!] certificates: degraded: a door's certificate has expired"), "{}", ready.text());
 }
 
 #[tokio::test]
@@ -152,6 +164,7 @@ async fn a_failed_reload_is_told_with_its_error() {
     world.service.reload().await.unwrap_err();
     let (told, _) = problem(&world, "reload-failed").await;
     says(&told, "what", &["the configuration before it is in force", "nonsense"]);
+    assert!(told["what"].as_str().unwrap().ends_with('.'), "{told}");
     says(&told, "todo", &["makegate check --config ", "within 5 s"]);
     assert_eq!(told["page"], "/config");
     fs::write(world.file(), good).unwrap();

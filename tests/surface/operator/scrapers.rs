@@ -15,7 +15,7 @@ async fn it_has_metrics_and_probes_for_any_host_and_nothing_else() {
             ("/metrics", "makegate_connections{door=\"metrics\"} 1\n"),
             ("/livez", "ok\n"),
             ("/readyz", "ready\n"),
-            ("/readyz?verbose", "[+] token: ok\n"),
+            ("/readyz?verbose", "[+] token: not tried yet\n"),
         ] {
             let asked = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
             let reply = raw(door, &asked).await.unwrap().expect(200);
@@ -81,11 +81,13 @@ async fn each_thing_that_is_wrong_has_its_line_and_only_what_stops_everything_is
         (status, &*all),
         (
             200,
-            "[+] config: ok\n[+] log: ok\n[+] draining: ok\n[+] upstream: ok\n[+] token: ok\n[+] doubts: ok\n[+] telemetry: ok\nready\n"
+            "[+] config: ok\n[+] log: ok\n[+] draining: ok\n[+] upstream: ok\n[+] token: not tried yet\n[+] doubts: ok\n\
+             [+] telemetry: ok\n[+] quota: ok\n[+] certificates: ok\n[+] keys: ok\nready\n"
         )
     );
 
     world.get(ALL, ORG).await.expect(200);
+    assert!(readiness(&world, "/readyz?verbose").await.1.contains("[+] token: ok\n"));
     world.sandbox.set_token("another-token-of-make");
     world.get_with(ALL, ORG, &["cache-control: no-store"]).await.refused(502, "MG204");
     let good = std::fs::read_to_string(world.file()).unwrap();

@@ -47,7 +47,7 @@ async fn spans_are_dropped_and_counted_while_a_receiver_hangs() {
     // The first are on their way, eight wait.
     assert_eq!(spans(&world, "dropped").await, 42);
     let told = readiness(&world).await;
-    assert!(told.contains("[!] telemetry: degraded: spans are dropped"), "{told}");
+    assert!(told.contains("[!] telemetry: warning: spans are dropped"), "{told}");
     // Neither a hanging receiver of spans nor one of metrics holds the end up.
     let begun = Clock::system().now();
     assert!(world.service.shut_down().await);
@@ -97,7 +97,7 @@ async fn a_receiver_that_fails_is_told_on_the_overview_and_by_readyz() {
     wait_for(&world, "failed", |count| count == 4).await;
     let told = readiness(&world).await;
     assert!(
-        told.contains("[!] telemetry: degraded: the receiver does not take it") && told.ends_with("ready\n"),
+        told.contains("[!] telemetry: warning: the receiver does not take it") && told.ends_with("ready\n"),
         "{told}"
     );
     let shown = overview(&world).await;

@@ -32,13 +32,13 @@ fn requests(addresses: &DemoAddresses, [all, reader, slow]: &[DemoCaller; 3]) ->
         |method: &str, body: &str| format!("{} -X {method} -H 'Content-Type: application/json' -d '{body}'", curl(all));
     format!(
         "\
-A cache hit: two requests, but only one reaches Make (see Cache-Status).
+A cache hit: two requests (curl makes two of `#[1-2]`), but only one reaches Make (see Cache-Status).
   {} '{organizations}/11#[1-2]'
 
 A 403: {} may see only organizations 11 and 12.
   {} {organizations}/13
 
-A 429: {} may send only two requests at once.
+A 429: {} may send only two requests at once, and this sends three.
   {} '{organizations}#[1-3]'
 
 A write: it is on disk before Make gets it, and what it changes leaves the cache.

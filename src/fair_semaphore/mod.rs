@@ -1,5 +1,5 @@
-//! A bounded number of places that callers share and take turns at: connections to the upstream, or the right to
-//! write to a resource.
+//! A bounded number of places that callers share and take turns at: connections to the upstream, the right to
+//! write to a resource, or what operators look at.
 //!
 //! The quota is different: its slots come back with time and cannot be held, so it has rules of its own.
 
@@ -53,6 +53,13 @@ impl FairSemaphore {
                 return turn;
             }
         }
+    }
+
+    /// Takes a place if this caller may have one now, without waiting.
+    #[must_use]
+    pub fn try_acquire(&self, caller: &Arc<str>) -> Option<FairPermit> {
+        let may = self.queue().take(caller);
+        may.then(|| self.granted(caller.clone()))
     }
 
     /// Number of free places.

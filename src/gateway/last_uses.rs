@@ -41,7 +41,7 @@ fn unused_keys(policy: &Policy) -> Vec<(Arc<str>, KeyId, LastUsed)> {
 async fn recall(gateway: &Gateway, caller: Arc<str>, key: KeyId, last_used: &LastUsed) -> Result<(), QueryError> {
     // Refusals of an expired key have no caller: they are no uses.
     let filter = Filter { caller: Some(caller), key: Some(key), limit: 1, ..Filter::default() };
-    let page = gateway.log.query(filter).await?;
+    let page = gateway.log.query(&"".into(), filter).await?;
     let newest = page.records.first().and_then(|line| Record::parse(line.get().as_bytes()).map(|record| record.time));
     if let Some(time) = newest {
         last_used.fetch_max(time.as_millisecond(), Ordering::Relaxed);

@@ -22,8 +22,8 @@ use super::render::{ToldFrom, typed};
 use super::state::OperatorState;
 use crate::audit::{Filter, Follower};
 use crate::door::PeerConnection;
+use crate::fair_semaphore::FairPermit;
 use crate::hash;
-use crate::shares::HeldShare;
 
 /// The least time between two looks at a page.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -64,7 +64,7 @@ pub(super) async fn events(
         "/audit" => Some(state.gateway.log.follow(filter(&target, &state).await?)),
         _ => None,
     };
-    let place = operator.live_pages.take(1).map_err(|_shortage| OperatorRefusal::TooManyLivePages)?;
+    let place = state.live_pages.try_acquire(operator.name()).ok_or(OperatorRefusal::TooManyLivePages)?;
     peer.busy().mark_endless();
     let ends = [state.gateway.tasks.stop_token(), operator.revoked.clone()];
     let host = headers.get(header::HOST).cloned();
@@ -133,7 +133,7 @@ struct LivePage {
     /// When the last look ended.
     looked: Instant,
     pause: Duration,
-    _place: HeldShare,
+    _place: FairPermit,
 }
 
 /// What a look at a page found.

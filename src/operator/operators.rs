@@ -8,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{OperatorKey, Role};
 use crate::hash;
 use crate::ids::KeyId;
-use crate::shares::{ShareHolder, SharedLimit};
 
 /// An operator whose key came with a request.
 #[derive(Debug)]
@@ -16,17 +15,11 @@ pub(super) struct Operator {
     key: OperatorKey,
     /// Cancelled when a reload takes the key away or changes its role.
     pub(super) revoked: CancellationToken,
-    /// The pages that it looks at while they change.
-    pub(super) live_pages: Arc<ShareHolder>,
 }
 
-/// The most pages that all operators together look at while they change: at up to 1 MiB each, 32 MiB in all. One operator alone gets 28,
-/// and somebody else always gets a place.
-const LIVE_PAGES_MAX: u64 = 32;
-
 impl Operator {
-    fn new(key: &OperatorKey, live_pages: &Arc<SharedLimit>) -> Arc<Self> {
-        Arc::new(Self { key: key.clone(), revoked: CancellationToken::new(), live_pages: live_pages.holder() })
+    fn new(key: &OperatorKey) -> Arc<Self> {
+        Arc::new(Self { key: key.clone(), revoked: CancellationToken::new() })
     }
 
     pub(super) const fn name(&self) -> &Arc<str> {
@@ -45,14 +38,11 @@ impl Operator {
 /// The operators in force.
 pub(super) struct Operators {
     in_force: ArcSwap<Vec<Arc<Operator>>>,
-    live_pages: Arc<SharedLimit>,
 }
 
 impl Operators {
     pub(super) fn new(keys: &[OperatorKey]) -> Self {
-        let live_pages = SharedLimit::new(LIVE_PAGES_MAX);
-        let in_force = ArcSwap::from_pointee(keys.iter().map(|key| Operator::new(key, &live_pages)).collect());
-        Self { in_force, live_pages }
+        Self { in_force: ArcSwap::from_pointee(keys.iter().map(Operator::new).collect()) }
     }
 
     /// Whose key this is. Takes the same time whatever the key is: it is hashed, and compared with each.
@@ -74,9 +64,7 @@ impl Operators {
     pub(super) fn replace(&self, keys: &[OperatorKey]) {
         let before = self.in_force.load_full();
         let kept = |key: &OperatorKey| before.iter().find(|operator| operator.key == *key).cloned();
-        self.in_force.store(Arc::new(
-            keys.iter().map(|key| kept(key).unwrap_or_else(|| Operator::new(key, &self.live_pages))).collect(),
-        ));
+        self.in_force.store(Arc::new(keys.iter().map(|key| kept(key).unwrap_or_else(|| Operator::new(key))).collect()));
         for operator in before.iter().filter(|operator| !keys.contains(&operator.key)) {
             operator.revoked.cancel();
         }

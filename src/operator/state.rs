@@ -20,6 +20,7 @@ use super::wrong_keys::WrongKeys;
 use crate::audit::{Filter, Peer, Record};
 use crate::config::{OperatorKey, Origins};
 use crate::door::{HandshakeFailure, OpenDoor, PeerConnection, UnreadKind};
+use crate::fair_semaphore::FairSemaphore;
 use crate::gateway::Gateway;
 use crate::reconcile::Reconciler;
 
@@ -29,8 +30,11 @@ const RECORDS_TIME_MAX: Duration = Duration::from_secs(1);
 const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
 /// How often tables that one operator takes are recorded.
 const EXPORTS_INTERVAL: Duration = Duration::from_secs(60);
-/// The most followers of the log at a time.
+/// The most followers of the log at a time. Operators share them by name: one alone gets 14, the last is for who has none.
 const FOLLOWERS_MAX: usize = 16;
+/// The most pages that all operators together look at while they change: at up to 1 MiB each, 32 MiB in all. They are shared in the same
+/// way: one operator alone gets 28.
+const LIVE_PAGES_MAX: usize = 32;
 /// The most KiB of all large answers under way: they are in memory until their readers take them.
 const LARGE_KIB_MAX: usize = 64 << 10;
 /// The most KiB of an answer that needs none of that room: probes, scrapers, and what people read.
@@ -51,7 +55,8 @@ pub struct OperatorState {
     pub(super) file: Option<PathBuf>,
     pub(super) started: Timestamp,
     pub(super) wrong_keys: WrongKeys,
-    pub(super) followers: Arc<Semaphore>,
+    pub(super) followers: FairSemaphore,
+    pub(super) live_pages: FairSemaphore,
     pub(super) large: Arc<Semaphore>,
     walks: Arc<Semaphore>,
     pub(super) history: History,
@@ -86,7 +91,8 @@ impl OperatorState {
         let started = gateway.clock.wall();
         Arc::new(Self {
             wrong_keys: WrongKeys::new(gateway.clock.clone()),
-            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            followers: FairSemaphore::new(FOLLOWERS_MAX),
+            live_pages: FairSemaphore::new(LIVE_PAGES_MAX),
             large: Arc::new(Semaphore::new(LARGE_KIB_MAX)),
             walks: Arc::new(Semaphore::new(1)),
             history: History::default(),
@@ -160,9 +166,13 @@ impl OperatorState {
         }
     }
 
-    /// The records that these filters find, newest first, as JSON objects. None, if the log's disk does not answer soon: a page does not
+    /// The records that these filters find for this operator, newest first, as JSON objects. None, if the log's disk does not answer soon: a page does not
     /// wait for it.
-    pub(super) async fn newest_records(&self, filters: &[&[(&str, &str)]]) -> Vec<Map<String, Value>> {
+    pub(super) async fn newest_records(
+        &self,
+        operator: &Operator,
+        filters: &[&[(&str, &str)]],
+    ) -> Vec<Map<String, Value>> {
         let log = &self.gateway.log;
         if !log.writable() {
             return Vec::new();
@@ -172,7 +182,7 @@ impl OperatorState {
             let mut records = Vec::<Map<String, Value>>::new();
             for filter in filters {
                 let Ok(filter) = Filter::parse(filter.iter().copied(), self.gateway.clock.wall()) else { continue };
-                let found = log.query(filter).await.unwrap_or_default();
+                let found = log.query(operator.name(), filter).await.unwrap_or_default();
                 records.extend(found.records.iter().filter_map(|line| serde_json::from_str(line.get()).ok()));
             }
             records

@@ -4,13 +4,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use makegate::hash;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{ALL, OPERATOR, ORG, Plan, READER, Reply, World, send};
 
-/// Maximum number of followers at the door.
-const FOLLOWERS: usize = 16;
+/// The most followers of one operator, who is alone.
+const FOLLOWERS: usize = 14;
 
 fn operator(world: &World) -> SocketAddr {
     world.service.operator_addresses()[0]
@@ -32,12 +33,15 @@ async fn asked(world: &World, target: &str) -> TcpStream {
     stream
 }
 
-/// Whether a follower was accepted, and its connection, once the answer's head has been read.
 async fn follower(world: &World) -> (bool, TcpStream) {
+    follower_with(world, OPERATOR).await
+}
+
+/// Whether a follower with this key was accepted, and its connection, once the answer's head has been read.
+async fn follower_with(world: &World, key: &str) -> (bool, TcpStream) {
     let mut stream = TcpStream::connect(operator(world)).await.unwrap();
-    let head = format!(
-        "GET /audit/follow?caller=nobody HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {OPERATOR}\r\n\r\n"
-    );
+    let head =
+        format!("GET /audit/follow?caller=nobody HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     while !answer.windows(4).any(|four| four == b"\r\n\r\n") {
@@ -65,6 +69,28 @@ async fn a_follower_that_hangs_up_gives_its_place_back() {
             all.push(taken.1);
         }
         assert!(!follower(&world).await.0, "there is one place too many");
+    }
+}
+
+/// One operator cannot take all places, and neither can two.
+#[tokio::test]
+async fn followers_are_shared_among_operators() {
+    let table = |name: &str| {
+        let hash = hash::hex(&hash::sha256(name.as_bytes()));
+        format!("[[operator.key]]\nname = \"{name}\"\nhash = \"sha256:{hash}\"\nrole = \"read\"\n")
+    };
+    let world = Plan::default().tables(&(table("anna") + &table("ben"))).start().await;
+    let mut all = Vec::new();
+    for (key, least) in [(OPERATOR, FOLLOWERS), ("anna", 1), ("ben", 1)] {
+        let before = all.len();
+        loop {
+            let (is_taken, stream) = follower_with(&world, key).await;
+            if !is_taken {
+                break;
+            }
+            all.push(stream);
+        }
+        assert_eq!(all.len() - before, least, "{key}");
     }
 }
 

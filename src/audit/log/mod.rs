@@ -20,8 +20,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use self::buffer::{CannotRecord, WriterStage};
 use self::events::start_events;
 use self::shared::{LogOutage, LogShared};
@@ -37,12 +35,13 @@ use crate::audit::recover::{self, Recovered};
 use crate::audit::segment::disk::{self, Disk, MachineDisk, OpenError};
 use crate::clock::Clock;
 use crate::config;
+use crate::fair_semaphore::FairSemaphore;
 use crate::ids::Fingerprint;
 
 /// Maximum number of intents and settlements waiting for the disk.
 const WAITING_MAX: usize = 512;
-/// Maximum number of concurrent queries.
-pub(crate) const QUERIES_MAX: usize = 2;
+/// Maximum number of concurrent queries. Whoever asks alone has all but one at a time; the last is for another.
+const QUERIES_MAX: usize = 3;
 
 /// Counters for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,7 +80,7 @@ impl Drop for WaitingWriter {
 /// The log: journal of writes and audit trail of requests in one.
 pub struct AuditLog {
     pub(crate) shared: Arc<LogShared>,
-    pub(crate) queries: Arc<Semaphore>,
+    pub(crate) queries: FairSemaphore,
 }
 
 impl AuditLog {
@@ -131,7 +130,7 @@ impl AuditLog {
                 shared.released.send_modify(|threads| *threads += 1);
             }
         })?;
-        let log = Arc::new(Self { shared, queries: Arc::new(Semaphore::new(QUERIES_MAX)) });
+        let log = Arc::new(Self { shared, queries: FairSemaphore::new(QUERIES_MAX) });
         key_guard::guard(&log, key)?;
         Ok((log, recovered))
     }

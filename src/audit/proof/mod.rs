@@ -12,6 +12,7 @@ mod tests;
 pub(super) mod verify;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -128,21 +129,21 @@ impl AuditLog {
         Ok(key)
     }
 
-    /// Proves that the record with this sequence number is in the log.
+    /// Proves to `asker`, as in [`AuditLog::query`], that the record with this sequence number is in the log.
     ///
     /// # Errors
     /// [`ProofError`].
-    pub async fn prove(&self, seq: u64) -> Result<InclusionProof, ProofError> {
+    pub async fn prove(&self, asker: &Arc<str>, seq: u64) -> Result<InclusionProof, ProofError> {
         let head = self.head().await;
         let none = ProofError::NoRecord { newest: head.size };
         if seq == 0 || seq > head.size {
             return Err(none);
         }
         let wanted = Filter { after: Some(seq + 1), limit: 1, ..Filter::default() };
-        let record = self.query(wanted).await?.records.pop().filter(|line| is_of(line, seq)).ok_or(none)?;
+        let record = self.query(asker, wanted).await?.records.pop().filter(|line| is_of(line, seq)).ok_or(none)?;
         let leaf = tree::leaf(record.get().as_bytes());
         let size = head.size;
-        let hashes = self.roots(move || merkle_path::inclusion(seq - 1, size)).await?;
+        let hashes = self.roots(asker, move || merkle_path::inclusion(seq - 1, size)).await?;
         if merkle_path::root_of(leaf, seq - 1, size, &hashes) != Some(head.root) {
             return Err(ProofError::Altered);
         }
@@ -159,17 +160,17 @@ impl AuditLog {
         })
     }
 
-    /// Proves that the log of `from` records grew into the current one.
+    /// Proves to `asker` that the log of `from` records grew into the current one.
     ///
     /// # Errors
     /// [`ProofError`].
-    pub async fn prove_consistency(&self, from: u64) -> Result<ConsistencyProof, ProofError> {
+    pub async fn prove_consistency(&self, asker: &Arc<str>, from: u64) -> Result<ConsistencyProof, ProofError> {
         let head = self.head().await;
         if from == 0 || from > head.size {
             return Err(ProofError::NoRecord { newest: head.size });
         }
         let size = head.size;
-        let hashes = self.roots(move || merkle_path::consistency(from, size)).await?;
+        let hashes = self.roots(asker, move || merkle_path::consistency(from, size)).await?;
         Ok(ConsistencyProof {
             from,
             tree_size: size,
@@ -182,9 +183,10 @@ impl AuditLog {
 
     async fn roots(
         &self,
+        asker: &Arc<str>,
         spans: impl FnOnce() -> Vec<merkle_path::LeafRange> + Send + 'static,
     ) -> Result<Vec<Hash>, ProofError> {
-        let turn = self.query_turn().await?;
+        let turn = self.query_turn(asker).await?;
         let dir = self.dir().to_owned();
         let roots = disk::run_blocking(PROOF_MAX, move || {
             let _turn = turn;

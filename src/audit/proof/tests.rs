@@ -29,7 +29,7 @@ async fn fill(log: &Arc<AuditLog>, clock: &Clock, records: usize) {
 async fn provable(log: &AuditLog) -> Vec<u64> {
     let mut proven = Vec::new();
     for seq in 1..=log.head().await.size {
-        match log.prove(seq).await {
+        match log.prove(&"".into(), seq).await {
             Ok(_) => proven.push(seq),
             Err(ProofError::NoRecord { .. }) => {}
             Err(error) => panic!("{seq}: {error}"),
@@ -87,7 +87,7 @@ async fn what_retention_keeps_stays_provable() {
     log.flush().await;
     let size = log.head().await.size;
     assert_eq!(provable(&log).await, (first..=size).collect::<Vec<_>>());
-    assert!(log.prove_consistency(early.size).await.is_ok() || early.size < first - 1);
+    assert!(log.prove_consistency(&"".into(), early.size).await.is_ok() || early.size < first - 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,7 +102,7 @@ async fn an_altered_record_has_no_proof() {
     fs::write(dir.path().join("altered"), altered).unwrap();
     fs::rename(dir.path().join("altered"), &path).unwrap();
     let seq = (1..9).find(|seq| fs::read_to_string(&path).unwrap().lines().nth(*seq).unwrap().contains("\"e7\""));
-    assert!(matches!(log.prove(seq.unwrap() as u64 + 1).await, Err(ProofError::Altered)));
+    assert!(matches!(log.prove(&"".into(), seq.unwrap() as u64 + 1).await, Err(ProofError::Altered)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

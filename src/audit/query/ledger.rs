@@ -232,17 +232,18 @@ pub struct LedgerPage {
 }
 
 impl AuditLog {
-    /// What the ledger says, including everything recorded before an [`AuditLog::flush`]; `show` runs where the query
+    /// What the ledger says to `asker`, as in [`AuditLog::query`], including everything recorded before an [`AuditLog::flush`]; `show` runs where the query
     /// runs.
     ///
     /// # Errors
     /// [`QueryError`].
     pub async fn ledger<T: Send + 'static>(
         &self,
+        asker: &Arc<str>,
         query: LedgerQuery,
         show: impl FnOnce(LedgerPage) -> T + Send + 'static,
     ) -> Result<T, QueryError> {
-        self.read_files(move |dir, deadline| page(dir, &query, deadline).map(show)).await
+        self.read_files(asker, move |dir, deadline| page(dir, &query, deadline).map(show)).await
     }
 }
 

@@ -14,13 +14,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use memchr::memmem::Finder;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
-use tokio::sync::OwnedSemaphorePermit;
 
 use self::filter::Filter;
 use crate::audit::index::terms::{self, Term};
@@ -31,6 +31,7 @@ use crate::audit::segment::forward_reader::ForwardReader;
 use crate::audit::segment::reverse_reader::ReverseReader;
 use crate::audit::segment::{self, disk};
 use crate::clock::Clock;
+use crate::fair_semaphore::FairPermit;
 
 /// Maximum duration of a query of the running gateway.
 const QUERY_MAX: Duration = Duration::from_secs(5);
@@ -78,12 +79,13 @@ impl From<io::Error> for QueryError {
 }
 
 impl AuditLog {
-    /// Queries one page. It includes everything recorded before an [`AuditLog::flush`].
+    /// Queries one page for `asker`: an operator's name, or empty for the gateway itself. The page includes everything
+    /// recorded before an [`AuditLog::flush`].
     ///
     /// # Errors
     /// [`QueryError`].
-    pub async fn query(&self, filter: Filter) -> Result<RecordPage, QueryError> {
-        self.query_as(filter, |page| page).await
+    pub async fn query(&self, asker: &Arc<str>, filter: Filter) -> Result<RecordPage, QueryError> {
+        self.query_as(asker, filter, |page| page).await
     }
 
     /// Like [`AuditLog::query`], but returns what `show` makes of the page. `show` runs where the query runs, away
@@ -93,18 +95,20 @@ impl AuditLog {
     /// [`QueryError`].
     pub async fn query_as<T: Send + 'static>(
         &self,
+        asker: &Arc<str>,
         filter: Filter,
         show: impl FnOnce(RecordPage) -> T + Send + 'static,
     ) -> Result<T, QueryError> {
-        self.read_files(move |dir, deadline| page(dir, &filter, Some(deadline)).map(show)).await
+        self.read_files(asker, move |dir, deadline| page(dir, &filter, Some(deadline)).map(show)).await
     }
 
-    /// Reads the log's folder on a thread of its own, once one of the few turns to do so is free.
+    /// Reads the log's folder on a thread of its own, once it is this asker's turn to do so.
     async fn read_files<T: Send + 'static>(
         &self,
+        asker: &Arc<str>,
         read: impl FnOnce(&Path, &QueryDeadline) -> Result<T, QueryError> + Send + 'static,
     ) -> Result<T, QueryError> {
-        let turn = self.query_turn().await?;
+        let turn = self.query_turn(asker).await?;
         let (dir, clock) = (self.dir().to_owned(), self.shared.clock.clone());
         let end = clock.now() + QUERY_MAX;
         let found = disk::run_blocking(QUERY_MAX + DISK_MAX, move || {
@@ -114,13 +118,12 @@ impl AuditLog {
         found.await?
     }
 
-    /// Waits for one of a few permits to read the files.
+    /// Waits for one of a few permits to read the files. Those who ask share them fairly.
     ///
     /// # Errors
     /// [`QueryError::Busy`] if none was available in time.
-    pub(super) async fn query_turn(&self) -> Result<OwnedSemaphorePermit, QueryError> {
-        let turn = tokio::time::timeout(QUERY_MAX, self.queries.clone().acquire_owned()).await;
-        turn.ok().and_then(Result::ok).ok_or(QueryError::Busy)
+    pub(super) async fn query_turn(&self, asker: &Arc<str>) -> Result<FairPermit, QueryError> {
+        tokio::time::timeout(QUERY_MAX, self.queries.acquire(asker)).await.map_err(|_| QueryError::Busy)
     }
 }
 

@@ -149,8 +149,11 @@ async fn queries_agree_with_a_naive_reading_with_half_an_index_a_complete_one_an
         let pairs_text = pairs.iter().map(|(name, value)| (*name, value.as_str()));
         let filter = Filter::parse(pairs_text, jiff::Timestamp::UNIX_EPOCH).unwrap();
         let expected = naive(&all, &pairs);
-        let page =
-            if round % 2 == 0 { log.query(filter).await.unwrap() } else { query_files(log.dir(), &filter).unwrap() };
+        let page = if round % 2 == 0 {
+            log.query(&"".into(), filter).await.unwrap()
+        } else {
+            query_files(log.dir(), &filter).unwrap()
+        };
         let found = (seqs(&page), page.next.is_some());
         assert_eq!(found, expected, "seed {seed:x}, round {round}, {pairs:?}");
         assert_eq!(page.next.is_some().then(|| found.0.last().copied()).flatten(), page.next);
@@ -235,7 +238,7 @@ async fn the_index_is_rebuilt_when_it_is_missing_damaged_or_of_another_log() {
             log.reserve().unwrap().fill(record(Kind::Request, &format!("r{n}")));
         }
         log.flush().await;
-        assert_eq!(log.query(one.clone()).await.unwrap().records.len(), damage + 1);
+        assert_eq!(log.query(&"".into(), one.clone()).await.unwrap().records.len(), damage + 1);
         assert!(!settings.dir.join("index.sqlite-shm").exists(), "no mapped file that could be truncated");
         log.close().await;
         drop(log);
@@ -265,9 +268,9 @@ async fn the_index_is_rebuilt_when_it_is_missing_damaged_or_of_another_log() {
     }
     log.flush().await;
     indexed(&settings, last).await;
-    assert_eq!(log.query(one.clone()).await.unwrap().records.len(), 5);
+    assert_eq!(log.query(&"".into(), one.clone()).await.unwrap().records.len(), 5);
     fs::remove_file(&path).unwrap();
-    assert_eq!(log.query(one).await.unwrap().records.len(), 5, "without an index");
+    assert_eq!(log.query(&"".into(), one).await.unwrap().records.len(), 5, "without an index");
     indexed(&settings, last).await;
 }
 

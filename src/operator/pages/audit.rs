@@ -85,7 +85,7 @@ pub(crate) async fn audit(
         let query = view.query.clone();
         view.show(&RecordsPage { records: found.records, next: found.next, query, choices })
     };
-    let answer = state.gateway.log.query_as(filter, show).await?;
+    let answer = state.gateway.log.query_as(operator.name(), filter, show).await?;
     if let Some(asked) = exported {
         state.note_export(&operator, &peer, &asked, is_table);
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::Response;
 use jiff::Timestamp;
 use maud::{Markup, html};
@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::super::cells;
+use super::super::operators::Operator;
 use super::super::render::{Page, PageFormat, PageView};
 use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
@@ -51,8 +52,13 @@ struct LastReload {
 }
 
 /// The configuration in force.
-pub(crate) async fn config(State(state): State<Arc<OperatorState>>, view: PageView) -> Response {
-    let reloads = if view.format == PageFormat::Html { state.newest_records(&RELOADS).await } else { Vec::new() };
+pub(crate) async fn config(
+    State(state): State<Arc<OperatorState>>,
+    Extension(operator): Extension<Arc<Operator>>,
+    view: PageView,
+) -> Response {
+    let reloads =
+        if view.format == PageFormat::Html { state.newest_records(&operator, &RELOADS).await } else { Vec::new() };
     let in_force = state.in_force();
     let warnings = in_force.origins.warnings.iter().map(|one| ConfigWarning {
         line: one.line,

@@ -84,7 +84,7 @@ pub(crate) async fn doubts(
         people = DoubtsView {
             after: view.query.get("after").and_then(|after| after.parse().ok()).unwrap_or(0),
             settled: view.query.get("settled").map(str::to_owned),
-            settlements: state.newest_records(&[&[("kind", "settlement"), ("limit", SETTLED_MAX)]]).await,
+            settlements: state.newest_records(&operator, &[&[("kind", "settlement"), ("limit", SETTLED_MAX)]]).await,
             may_settle: operator.role() >= Role::Operate,
             source: source(&state, host),
         };

@@ -31,7 +31,7 @@ pub(crate) async fn follow(
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
     let filter = Filter::parse(view.query.iter(), state.gateway.clock.wall())?;
-    let turn = state.followers.clone().try_acquire_owned().map_err(|_| OperatorRefusal::TooManyFollowers)?;
+    let turn = state.followers.try_acquire(operator.name()).ok_or(OperatorRefusal::TooManyFollowers)?;
     peer.busy().mark_endless();
     let is_table = view.format == PageFormat::Csv;
     let start = (state.gateway.log.follow(filter), [state.gateway.tasks.stop_token(), operator.revoked.clone()], turn);

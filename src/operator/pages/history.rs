@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::Response;
 use jiff::Timestamp;
 use maud::{Markup, html};
@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::super::cells;
 use super::super::history::{HistoryPoint, QuotaUse};
+use super::super::operators::Operator;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageFormat, PageView};
 use super::super::state::OperatorState;
@@ -57,10 +58,11 @@ struct QuotaRow {
 /// A parameter is unknown or invalid; the index is not ready.
 pub(crate) async fn history(
     State(state): State<Arc<OperatorState>>,
+    Extension(operator): Extension<Arc<Operator>>,
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
     if let Some(asked) = asked(&view.query, state.gateway.clock.wall())? {
-        return hours(&state, asked, view).await;
+        return hours(&state, &operator, asked, view).await;
     }
     state
         .walk(move |state| {

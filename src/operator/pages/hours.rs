@@ -8,6 +8,7 @@ use maud::{Markup, html};
 use serde::Serialize;
 
 use super::super::chart::{Chart, ChartLine, ChartSpan, Scale};
+use super::super::operators::Operator;
 use super::super::query::{PageQuery, encode};
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageView};
@@ -77,12 +78,13 @@ pub(super) fn asked(query: &PageQuery, now: Timestamp) -> Result<Option<LedgerQu
 /// The index is not ready.
 pub(super) async fn hours(
     state: &Arc<OperatorState>,
+    operator: &Operator,
     asked: LedgerQuery,
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
     state.gateway.log.flush().await;
     let show = move |page: LedgerPage| view.show(&HoursPage::of(page, view.query.clone()));
-    Ok(state.gateway.log.ledger(asked, show).await?)
+    Ok(state.gateway.log.ledger(operator.name(), asked, show).await?)
 }
 
 /// Links to what the log's index knows.

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::Response;
 use jiff::{SignedDuration, Timestamp};
 use maud::{Markup, html};
 use serde::Serialize;
 
+use super::super::operators::Operator;
 use super::super::query::{PageQuery, encode};
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageFormat, PageView};
@@ -56,6 +57,7 @@ struct LedgerView {
 /// A parameter is unknown or invalid; the index is not ready.
 pub(crate) async fn ledger(
     State(state): State<Arc<OperatorState>>,
+    Extension(operator): Extension<Arc<Operator>>,
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
     let by: &[LedgerColumn] = if view.format == PageFormat::Html { &OVERVIEW } else { &DETAILS };
@@ -68,7 +70,7 @@ pub(crate) async fn ledger(
         let query = view.query.clone();
         view.show(&LedgerView { page, query, callers, operations })
     };
-    Ok(state.gateway.log.ledger(asked, show).await?)
+    Ok(state.gateway.log.ledger(operator.name(), asked, show).await?)
 }
 
 impl Page for LedgerView {

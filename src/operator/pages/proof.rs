@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::Response;
 use http::{HeaderMap, header};
 use jiff::Timestamp;
 use maud::{Markup, html};
 use serde::Serialize;
 
+use super::super::operators::Operator;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageFormat, PageView, typed};
 use super::super::rich;
@@ -75,6 +76,7 @@ enum ProofPage {
 /// There is no such record; neither parameter is given, or both are.
 pub(crate) async fn proof(
     State(state): State<Arc<OperatorState>>,
+    Extension(operator): Extension<Arc<Operator>>,
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
     let query = &view.query;
@@ -84,9 +86,10 @@ pub(crate) async fn proof(
         let wrong = || OperatorRefusal::BadParameter { why: format!("{name} is a number: {name}=1, say") };
         text.parse::<u64>().ok().filter(|_| digits).ok_or_else(wrong)
     };
+    let (log, asker) = (&state.gateway.log, operator.name());
     let page = match (query.get("seq"), query.get("from")) {
-        (Some(seq), None) => ProofPage::Inclusion(Box::new(state.gateway.log.prove(number("seq", seq)?).await?)),
-        (None, Some(from)) => ProofPage::Growth(state.gateway.log.prove_consistency(number("from", from)?).await?),
+        (Some(seq), None) => ProofPage::Inclusion(Box::new(log.prove(asker, number("seq", seq)?).await?)),
+        (None, Some(from)) => ProofPage::Growth(log.prove_consistency(asker, number("from", from)?).await?),
         (None, None) | (Some(_), Some(_)) => {
             let why = "write seq=N for the record N, or from=N for the growth from N records to now".to_owned();
             return Err(OperatorRefusal::BadParameter { why });

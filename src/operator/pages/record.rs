@@ -65,7 +65,7 @@ pub(crate) async fn record(
         }
     };
     state.gateway.log.flush().await;
-    let records = story.records(&state).await?;
+    let records = story.records(&state, &operator).await?;
     if view.format == PageFormat::Csv {
         state.note_export(&operator, &peer, query.suffix().trim_start_matches('?'), true);
     }
@@ -80,11 +80,11 @@ enum Story {
 
 impl Story {
     /// Its records, the oldest first.
-    async fn records(&self, state: &OperatorState) -> Result<Vec<Box<RawValue>>, OperatorRefusal> {
+    async fn records(&self, state: &OperatorState, operator: &Operator) -> Result<Vec<Box<RawValue>>, OperatorRefusal> {
         match self {
-            Self::Request(request) => find(state, "request", request).await,
+            Self::Request(request) => find(state, operator, "request", request).await,
             Self::Record(seq) => {
-                let mut records = find(state, "seq", seq).await?;
+                let mut records = find(state, operator, "seq", seq).await?;
                 let one: Map<String, Value> =
                     records.first().and_then(|line| serde_json::from_str(line.get()).ok()).unwrap_or_default();
                 let is_intent = one.get("kind").is_some_and(|kind| kind == "intent");
@@ -92,19 +92,24 @@ impl Story {
                     return Ok(records);
                 };
                 if !is_intent {
-                    records = find(state, "seq", &intent.to_string()).await?;
+                    records = find(state, operator, "seq", &intent.to_string()).await?;
                 }
-                records.extend(find(state, "intent", &intent.to_string()).await?);
+                records.extend(find(state, operator, "intent", &intent.to_string()).await?);
                 Ok(records)
             }
         }
     }
 }
 
-async fn find(state: &OperatorState, name: &str, value: &str) -> Result<Vec<Box<RawValue>>, OperatorRefusal> {
+async fn find(
+    state: &OperatorState,
+    operator: &Operator,
+    name: &str,
+    value: &str,
+) -> Result<Vec<Box<RawValue>>, OperatorRefusal> {
     let limit = RECORDS_MAX.to_string();
     let filter = Filter::parse([(name, value), ("limit", &limit)], state.gateway.clock.wall())?;
-    let mut records = state.gateway.log.query(filter).await?.records;
+    let mut records = state.gateway.log.query(operator.name(), filter).await?.records;
     records.reverse();
     Ok(records)
 }

@@ -17,7 +17,7 @@ use super::super::html::Menu;
 use super::super::open;
 use super::super::router::within_layers;
 use super::{KEY, PAGES, World};
-use crate::config::{self, OperatorKey};
+use crate::config::{self, OperatorKey, Role};
 use crate::door::{Door, DoorSockets};
 use crate::hash;
 
@@ -171,8 +171,24 @@ async fn followers_get_what_they_want_as_it_comes_until_shutdown() {
 #[tokio::test]
 async fn too_many_followers_are_turned_away() {
     let world = World::new();
-    let _all = world.state.followers.clone().try_acquire_many_owned(16).unwrap();
+    let _all: Vec<_> = (0..16).map_while(|n| world.state.followers.try_acquire(&format!("{n}").into())).collect();
     assert_eq!(world.get("/audit/follow").await.status, 503);
+}
+
+/// Who asks much has all places but the last, on every page that reads the log's files: another operator is answered at once.
+#[tokio::test]
+async fn one_operator_does_not_take_every_turn_to_query_the_log() {
+    let world = World::new();
+    let key = |name: &str| OperatorKey { name: name.into(), hash: hash::sha256(name.as_bytes()), role: Role::Read };
+    world.state.set_operators(&[key("anna"), key("ben")]);
+    world.record(|record| record.status = Some(200));
+    let queries = &world.state.gateway.log.queries;
+    let held: Vec<_> = std::iter::from_fn(|| queries.try_acquire(&"anna".into())).collect();
+    assert_eq!((held.len(), queries.free()), (2, 1));
+    for page in ["/audit.json", "/audit/record?seq=1", "/audit/proof?seq=1", "/quota/ledger", "/history?hours=2"] {
+        let reply = world.send("GET", page, &[("authorization", "Bearer ben")], "").await;
+        assert_eq!(reply.status, 200, "{page}: {}", reply.body);
+    }
 }
 
 #[tokio::test]

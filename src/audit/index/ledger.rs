@@ -4,7 +4,7 @@
 //!
 //! It stays when retention deletes the records. If the index is rebuilt, it reaches back as far as the log does.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::{AddAssign, Neg};
 use std::path::Path;
 
@@ -17,18 +17,20 @@ use crate::audit::record::{Kind, Record};
 use crate::hash::FastHash;
 use crate::vocabulary::{Answer, Outcome};
 
-/// `ledger`: sums by hour (since 1970), caller, operation and organization.
+/// `ledger`: sums by hour (since 1970), caller, operation and organization. `ledger_hours`: the newest record that added to
+/// an hour, or one shortly after it.
 pub(super) const TABLE: &str = "
     CREATE TABLE ledger (
         hour INTEGER, caller TEXT, operation TEXT, organization INTEGER, requests INTEGER NOT NULL, spent INTEGER NOT NULL,
         saved INTEGER NOT NULL, waited_us INTEGER NOT NULL, refused INTEGER NOT NULL, out_of_quota INTEGER NOT NULL,
         PRIMARY KEY (hour, caller, operation, organization)) WITHOUT ROWID;
+    CREATE TABLE ledger_hours (hour INTEGER PRIMARY KEY, seq INTEGER NOT NULL);
 ";
 
-/// How many hours the ledger keeps: 30 days.
+/// How many hours the ledger shows: 30 days.
 pub(crate) const HOURS_KEPT: i64 = 30 * 24;
-/// How far a record may be ahead of the clock: further, and the clock was wrong.
-const HOURS_AHEAD: i64 = 24;
+/// How many hours that have rows it stores besides: a clock may be wrong for so long without pushing out what it shows.
+const HOURS_SPARE: i64 = 24;
 /// Rows that one hour has by caller, operation and organization. Past these, organizations that come new share rows.
 const EXACT_ROWS_MAX: i64 = 1_000;
 /// Rows that one hour has in all but for one. Past these, callers that come new share that one.
@@ -172,20 +174,22 @@ fn counted_refusals(record: &Record<'_>, line: Option<&[u8]>) -> LedgerSums {
     LedgerSums { requests: count, refused: count, out_of_quota, ..LedgerSums::default() }
 }
 
-/// Adds these counts to the table, and forgets what is too old `now`. The ledger is derived: what a wrong clock makes it
-/// forget is there again once the index is rebuilt.
-pub(super) fn store(transaction: &Transaction<'_>, counts: &LedgerCounts, now: Timestamp) -> rusqlite::Result<()> {
-    let hours = hours_kept(now);
-    let sql = "DELETE FROM ledger WHERE hour < ?1 OR hour > ?2";
-    transaction.prepare_cached(sql)?.execute([*hours.start(), *hours.end()])?;
+/// Adds these counts of the records up to this number, and forgets the hours that nothing was added to for longest. No
+/// clock decides that: one that is wrong for a while and then right again would make it forget everything.
+pub(super) fn store(transaction: &Transaction<'_>, counts: &LedgerCounts, seq: u64) -> rusqlite::Result<()> {
     let mut rows = HashMap::new();
-    let kept = counts.iter().filter(|(key, _)| hours.contains(&key.hour));
-    kept.into_iter().try_for_each(|(key, sums)| add(transaction, key, sums, &mut rows))
-}
-
-fn hours_kept(now: Timestamp) -> std::ops::RangeInclusive<i64> {
-    let hour = hour_of(now);
-    hour - HOURS_KEPT..=hour + HOURS_AHEAD
+    counts.iter().try_for_each(|(key, sums)| add(transaction, key, sums, &mut rows))?;
+    let sql = "INSERT INTO ledger_hours VALUES (?1, ?2) ON CONFLICT (hour) DO UPDATE SET seq = excluded.seq";
+    let mut touch = transaction.prepare_cached(sql)?;
+    let hours: BTreeSet<i64> = counts.keys().map(|key| key.hour).collect();
+    hours.iter().try_for_each(|hour| touch.execute([*hour, seq.cast_signed()]).map(drop))?;
+    let sql = "DELETE FROM ledger_hours WHERE hour IN
+        (SELECT hour FROM ledger_hours ORDER BY seq DESC, hour DESC LIMIT -1 OFFSET ?1)";
+    if transaction.prepare_cached(sql)?.execute([HOURS_KEPT + HOURS_SPARE])? > 0 {
+        let sql = "DELETE FROM ledger WHERE hour NOT IN (SELECT hour FROM ledger_hours)";
+        transaction.prepare_cached(sql)?.execute(())?;
+    }
+    Ok(())
 }
 
 /// Adds to the row of this key, or to one that it shares if its hour has too many. `rows`: how many each hour has.
@@ -226,12 +230,7 @@ fn add(
 }
 
 /// Takes back what the records from this number on have added: their numbers were given to others.
-pub(super) fn take_back(
-    transaction: &Transaction<'_>,
-    dir: &Path,
-    from: u64,
-    now: Timestamp,
-) -> Result<(), super::IndexError> {
+pub(super) fn take_back(transaction: &Transaction<'_>, dir: &Path, from: u64) -> Result<(), super::IndexError> {
     let sql = "SELECT first, last, segment, offset, length, terms FROM blocks WHERE last >= ?1";
     let mut blocks = transaction.prepare(sql)?;
     let blocks: Vec<IndexBlock> = blocks.query_map([from.cast_signed()], IndexBlock::of)?.collect::<Result<_, _>>()?;
@@ -245,6 +244,12 @@ pub(super) fn take_back(
             }
         }
     }
-    counts.values_mut().for_each(|sums| *sums = -*sums);
-    Ok(store(transaction, &counts, now)?)
+    let (mut has, mut rows) = (transaction.prepare("SELECT 1 FROM ledger_hours WHERE hour = ?1")?, HashMap::new());
+    for (key, sums) in counts {
+        // What is forgotten is not there to be taken from.
+        if has.exists([key.hour])? {
+            add(transaction, &key, &-sums, &mut rows)?;
+        }
+    }
+    Ok(())
 }

@@ -28,7 +28,6 @@ use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction};
 
 use self::block::{BlockBuilder, IndexBlock};
@@ -252,7 +251,7 @@ impl IndexWriter {
             let until = ended.then(|| shared.clock.now() + CLOSE);
             let handed_over = shared.unindexed.lock().unwrap_or_else(PoisonError::into_inner).take();
             let end = handed_over.front().map_or((synced.segment, synced.length), |(place, _)| place.start());
-            let now = || (shared.clock.now(), shared.clock.wall());
+            let now = || shared.clock.now();
             while self.catch_up(end, now())? && until.is_none_or(|until| shared.clock.now() < until) {}
             self.add_handed_over(handed_over, now())?;
             if ended {
@@ -276,7 +275,7 @@ impl IndexWriter {
     }
 
     /// Reads some lines; returns true if there are more before `end`, a segment and an offset in it.
-    fn catch_up(&mut self, end: (u64, u64), now: (Instant, Timestamp)) -> Result<bool, IndexError> {
+    fn catch_up(&mut self, end: (u64, u64), now: Instant) -> Result<bool, IndexError> {
         let (mut line, mut count) = (Vec::new(), 0);
         while count < CHUNK {
             let Some(place) = self.tail.next(&mut line, Some(end))? else { break };
@@ -290,11 +289,7 @@ impl IndexWriter {
     }
 
     /// Adds what the writer handed over, as far as it follows what is indexed; the rest will be read.
-    fn add_handed_over(
-        &mut self,
-        records: VecDeque<DurableRecord>,
-        now: (Instant, Timestamp),
-    ) -> Result<(), IndexError> {
+    fn add_handed_over(&mut self, records: VecDeque<DurableRecord>, now: Instant) -> Result<(), IndexError> {
         for (place, record) in records {
             if self.tail.position() < place.start() {
                 self.catch_up(place.start(), now)?; // a new segment's first line
@@ -312,7 +307,7 @@ impl IndexWriter {
         record: &Record<'_>,
         line: Option<&[u8]>,
         place: LinePosition,
-        now: (Instant, Timestamp),
+        now: Instant,
     ) -> Result<(), IndexError> {
         if place.segment != self.segment {
             self.begin_segment(place.segment, now)?;
@@ -325,8 +320,8 @@ impl IndexWriter {
         Ok(())
     }
 
-    fn store_if_due(&mut self, now: (Instant, Timestamp)) -> Result<(), IndexError> {
-        if self.whole.len() >= BLOCKS_MAX || now.0.duration_since(self.stored) >= STORE {
+    fn store_if_due(&mut self, now: Instant) -> Result<(), IndexError> {
+        if self.whole.len() >= BLOCKS_MAX || now.duration_since(self.stored) >= STORE {
             self.store(now)?;
         }
         Ok(())
@@ -340,14 +335,14 @@ impl IndexWriter {
     }
 
     /// Starts a segment, which makes records with its numbers in earlier segments void.
-    fn begin_segment(&mut self, segment: u64, now: (Instant, Timestamp)) -> Result<(), IndexError> {
+    fn begin_segment(&mut self, segment: u64, now: Instant) -> Result<(), IndexError> {
         self.end_block();
         self.segment = segment;
         if self.seq >= segment {
             self.store(now)?;
             let dir = self.path.parent().unwrap_or(Path::new(""));
             let transaction = self.connection.transaction()?;
-            ledger::take_back(&transaction, dir, segment, now.1)?;
+            ledger::take_back(&transaction, dir, segment)?;
             make_void(&transaction, segment)?;
             transaction.commit()?;
             self.seq = segment.saturating_sub(1);
@@ -357,7 +352,7 @@ impl IndexWriter {
 
     /// Stores the complete blocks. Terms are sorted in table order: otherwise, with many callers, each insertion
     /// would touch a different page.
-    fn store(&mut self, (now, wall): (Instant, Timestamp)) -> Result<(), IndexError> {
+    fn store(&mut self, now: Instant) -> Result<(), IndexError> {
         self.stored = now;
         if self.whole.is_empty() {
             return Ok(());
@@ -368,7 +363,7 @@ impl IndexWriter {
             block.store(&transaction, &mut has)?;
             block.ledger.iter().for_each(|(key, sums)| *counts.entry(key.clone()).or_default() += *sums);
         }
-        ledger::store(&transaction, &counts, wall)?;
+        ledger::store(&transaction, &counts, self.seq)?;
         has.sort_unstable();
         {
             let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO has VALUES (?1, ?2, ?3)")?;

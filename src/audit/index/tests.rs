@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use jiff::Timestamp;
 use tempfile::TempDir;
 
 use super::*;
@@ -30,8 +31,8 @@ fn index_segment(index: &mut IndexWriter, dir: &Path, first: u64, records: u64) 
     index.store(now(index)).unwrap();
 }
 
-fn now(index: &IndexWriter) -> (Instant, Timestamp) {
-    (index.stored, Clock::system().wall())
+fn now(index: &IndexWriter) -> Instant {
+    index.stored
 }
 
 /// The segments that have blocks.
@@ -162,12 +163,9 @@ fn the_ledger_is_bounded_and_loses_no_sum() {
     };
     (0..10_000).for_each(|n| add(0, "flood".to_owned(), Some(n)));
     (0..10_000).for_each(|n| add(1, format!("caller-{n}"), Some(u64::MAX)));
-    for hours in [719, 721, -25, 1_000_000] {
-        add(hours, "timely".to_owned(), None);
-    }
     let transaction = index.connection.transaction().unwrap();
-    ledger::store(&transaction, &counts, wall).unwrap();
-    ledger::store(&transaction, &counts, wall).unwrap();
+    ledger::store(&transaction, &counts, 20_000).unwrap();
+    ledger::store(&transaction, &counts, 40_000).unwrap();
     let row = |sql: &str| {
         transaction
             .query_row(sql, (), |row| Ok((row.get::<_, i64>(0).unwrap(), row.get::<_, i64>(1).unwrap())))
@@ -178,11 +176,30 @@ fn the_ledger_is_bounded_and_loses_no_sum() {
     };
     assert_eq!(of("flood"), (1001, 20_000), "a row for each of 1,000 organizations, and one for all others");
     assert_eq!(of("caller-*").0, 2000);
-    assert_eq!(of("timely"), (1, 2));
-    assert_eq!(row("SELECT count(*), coalesce(sum(spent), 0) FROM ledger"), (3003, 40_002));
-    let later = wall + jiff::SignedDuration::from_hours(2);
-    ledger::store(&transaction, &LedgerCounts::default(), later).unwrap();
-    assert_eq!(of("timely").0, 0);
+    assert_eq!(row("SELECT count(*), coalesce(sum(spent), 0) FROM ledger"), (3002, 40_000));
+}
+
+/// Two thousand hours, of which one comes again at the end: those that were added to last stay, whatever their time is.
+#[test]
+fn the_ledger_forgets_the_hours_that_nothing_was_added_to_for_longest() {
+    let dir = TempDir::new().unwrap();
+    let mut index = IndexWriter::open(dir.path(), Clock::system().now()).unwrap();
+    let transaction = index.connection.transaction().unwrap();
+    let hours = (0..2_000).chain([7_777_777, -5]).chain([100]);
+    for (seq, hour) in (1..).zip(hours) {
+        let time = ledger::begin_of(hour);
+        let record = Record { time, attempts: Some(1), ..record(Kind::Request, "r") };
+        let mut counts = LedgerCounts::default();
+        ledger::count(&mut counts, &record, None);
+        ledger::store(&transaction, &counts, seq).unwrap();
+    }
+    for table in ["ledger", "ledger_hours"] {
+        let sql = format!("SELECT hour FROM {table} ORDER BY hour");
+        let mut hours = transaction.prepare(&sql).unwrap();
+        let hours: Vec<i64> = hours.query_map((), |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        let last = 2_000;
+        assert_eq!(hours, [-5, 100].into_iter().chain(last - 741..last).chain([7_777_777]).collect::<Vec<_>>());
+    }
 }
 
 /// A segment whose first number is below the newest one makes records void. They are in no query, nor in the ledger.

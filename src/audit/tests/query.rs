@@ -327,3 +327,39 @@ async fn a_slow_follower_is_told_how_much_it_missed() {
 fn sqlite_is_recent_enough_to_keep_its_write_ahead_log_whole() {
     assert!(rusqlite::version_number() >= 3_051_003, "{}", rusqlite::version());
 }
+
+/// What the ledger says of the last 30 days.
+async fn requests_of_30_days(log: &AuditLog) -> i64 {
+    let wall = log.shared.clock.wall();
+    let query = LedgerQuery::parse([("since", "30d")], &[], wall).unwrap();
+    log.ledger(&"".into(), query, |page| page.total.requests).await.unwrap()
+}
+
+/// A clock that jumps, ahead or back, and is then right again, costs no row: neither at once nor over restarts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_wrong_for_a_while_makes_the_ledger_forget_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir);
+    let clock = Clock::movable();
+    let mut expected = 0;
+    for days in [31, -40, 29, 4_000] {
+        let days = jiff::SignedDuration::from_hours(days * 24);
+        for (step, is_shown) in [(jiff::SignedDuration::ZERO, true), (days, false), (-days, true)] {
+            clock.step(step);
+            let (log, _) = open(&settings, &clock).await;
+            for _ in 0..600 {
+                log.reserve().unwrap().fill(Record { time: clock.wall(), ..record(Kind::Request, "r") });
+            }
+            log.flush().await;
+            expected += if is_shown { 600 } else { 0 };
+            // It is all in the index then.
+            log.close().await;
+            drop(log);
+            if is_shown {
+                let (log, _) = open(&settings, &clock).await;
+                assert_eq!(requests_of_30_days(&log).await, expected, "{days:?}, then {step:?}");
+                log.close().await;
+            }
+        }
+    }
+}

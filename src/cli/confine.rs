@@ -109,9 +109,9 @@ impl Confinement {
 
 /// What the libraries read: names and addresses (getaddrinfo loads libraries of its own), certificate authorities, what the kernel tells of
 /// the process and of its share of the machine. All of /etc, because its files are replaced while makegate runs.
-const SYSTEM: [&str; 12] = [
+const SYSTEM: [&str; 13] = [
     "/etc", "/usr", "/lib", "/lib64", "/nix/store", "/var/ssl", "/opt/etc/ssl", "/run/systemd/resolve", "/proc/self",
-    "/proc/sys/kernel/random", "/sys/fs/cgroup", "/sys/devices/system/cpu",
+    "/proc/sys/kernel/random", "/proc/uptime", "/sys/fs/cgroup", "/sys/devices/system/cpu",
 ];
 /// Variables that name the files or folders of certificate authorities.
 #[cfg(target_os = "linux")]
@@ -232,6 +232,7 @@ mod tests {
             fs::read_to_string("/proc/self/status").unwrap();
             fs::read_dir("/proc/self/fd").unwrap();
             fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+            fs::read_to_string("/proc/uptime").unwrap();
             assert!(std::net::ToSocketAddrs::to_socket_addrs("localhost:1").unwrap().next().is_some());
         });
     }

@@ -147,15 +147,15 @@ pub(super) struct JournalBucket {
 impl JournalState {
     /// What the wall clock would say now if nobody had set it since the file began, according to the time since the machine started;
     /// `now` if that cannot be known, or is earlier.
-    pub(super) fn time_by_file(file: &[u8], boot: &str, now: i64, since_boot_ms: i64) -> i64 {
+    pub(super) fn time_by_file(file: &[u8], boot: &str, now: i64, since_boot_ms: Option<i64>) -> i64 {
         let header = file.split(|byte| *byte == b'\n').next().and_then(|line| str::from_utf8(line).ok());
         let began = header.and_then(|line| {
             let mut words =
                 line.strip_prefix(HEADER)?.strip_prefix(' ')?.strip_prefix(boot)?.strip_prefix(' ')?.split(' ');
             let mut number = || words.next()?.parse::<i64>().ok();
-            Some((number()?, number()?))
+            Some(number()?.saturating_add(since_boot_ms?.saturating_sub(number()?)))
         });
-        began.map_or(now, |(wall, since_boot)| now.min(wall.saturating_add(since_boot_ms.saturating_sub(since_boot))))
+        began.map_or(now, |by_file| now.min(by_file))
     }
 
     /// Adds up a whole file, at time `now`, on a machine with this boot id.
@@ -205,8 +205,9 @@ impl JournalState {
     }
 
     /// The shortest file with the same content. Its first line says when it began, by the wall clock and since the machine's start.
-    pub(super) fn text(&self, boot: &str, now: i64, since_boot_ms: i64) -> Vec<u8> {
-        let mut text = format!("{HEADER} {boot} {now} {since_boot_ms}\n").into_bytes();
+    pub(super) fn text(&self, boot: &str, now: i64, since_boot_ms: Option<i64>) -> Vec<u8> {
+        let began = since_boot_ms.map_or_else(String::new, |since_boot| format!(" {now} {since_boot}"));
+        let mut text = format!("{HEADER} {boot}{began}\n").into_bytes();
         let mut put = |line: JournalLine<'_>| line.append_to(&mut text);
         if let Some(until) = self.full_until {
             put(JournalLine::Full(until));

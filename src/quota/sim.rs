@@ -267,7 +267,7 @@ impl Sim {
         self.pending.clear();
         let mut journal_state = JournalState::read(text, "boot", now as i64);
         journal_state.end_all(now as i64);
-        *text = journal_state.text("boot", now as i64, 0);
+        *text = journal_state.text("boot", now as i64, None);
         self.queue = FairQueue::new(self.limit);
         if let Some(bucket) = journal_state.buckets.get(&BucketId::Account) {
             bucket.restore_into(&mut self.queue, now as i64);

@@ -59,7 +59,7 @@ const CLOSE: Duration = Duration::from_secs(2);
 const NICE: i32 = 10;
 
 /// Version of the table layout.
-pub(crate) const VERSION: i64 = 6;
+pub(crate) const VERSION: i64 = 7;
 
 /// `blocks`: for each block, the number of its first record, where its lines are, the times they span (in
 /// microseconds), and their terms, sorted. `has`: blocks by term, grouped by [`part`]. `position`: how far the blocks

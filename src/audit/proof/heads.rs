@@ -35,6 +35,8 @@ const SECRET: &str = "head.key";
 const NEXT_SECRET: &str = "head.key.new";
 const PUBLIC: &str = "head.pub";
 const KEYS: &str = "keys";
+/// How often a rotation looks again at a file that cannot be read.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join(HEAD)
@@ -233,12 +235,16 @@ impl Heads {
         let mut keys = read_optional(&keys_path(&self.dir))?.unwrap_or_default();
         keys.push_str(&introduction.to_string());
         replace(&self.dir.join(NEXT_SECRET), format!("{}\n", next.to_secret()).as_bytes(), 0o600)?;
-        let replaced = replace(&keys_path(&self.dir), keys.as_bytes(), 0o644);
+        let Err(error) = replace(&keys_path(&self.dir), keys.as_bytes(), 0o644) else { return Ok(keys) };
         // The file may be in place although making it durable failed. The key is then introduced, so the old one must
-        // sign nothing more.
-        let is_there = || read_optional(&keys_path(&self.dir)).ok().flatten().is_some_and(|held| held == keys);
-        replaced.or_else(|error| if is_there() { Ok(()) } else { Err(error) })?;
-        Ok(keys)
+        // sign nothing more. As long as the file cannot be read nobody can tell, and neither key signs.
+        loop {
+            match read_optional(&keys_path(&self.dir)) {
+                Ok(held) if held.as_ref() == Some(&keys) => return Ok(keys),
+                Err(unreadable) if unreadable.kind() != io::ErrorKind::InvalidData => std::thread::sleep(LOOK_AGAIN),
+                Ok(_) | Err(_) => return Err(error),
+            }
+        }
     }
 }
 

@@ -44,18 +44,23 @@ impl IndexBlock {
 
     /// Reads its lines. Returns `None` if they are gone.
     pub(crate) fn read(&self, dir: &Path) -> io::Result<Option<Vec<u8>>> {
-        let file = match private_files::open_to_read(&segment::path(dir, self.place.segment)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if self.place.offset.saturating_add(self.place.length) > file.metadata()?.len() {
-            return Ok(None);
-        }
-        let mut lines = vec![0; usize::try_from(self.place.length).unwrap_or(0)];
-        file.read_exact_at(&mut lines, self.place.offset)?;
-        Ok(Some(lines))
+        read(dir, self.place)
     }
+}
+
+/// Reads what is in this place. Returns `None` if it is gone.
+pub(super) fn read(dir: &Path, place: LinePosition) -> io::Result<Option<Vec<u8>>> {
+    let file = match private_files::open_to_read(&segment::path(dir, place.segment)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if place.offset.saturating_add(place.length) > file.metadata()?.len() {
+        return Ok(None);
+    }
+    let mut lines = vec![0; usize::try_from(place.length).unwrap_or(0)];
+    file.read_exact_at(&mut lines, place.offset)?;
+    Ok(Some(lines))
 }
 
 /// A block under construction.
@@ -64,6 +69,8 @@ pub(crate) struct BlockBuilder {
     first: u64,
     pub(crate) last: u64,
     place: LinePosition,
+    /// Its newest line.
+    pub(crate) newest_line: LinePosition,
     oldest: i64,
     newest: i64,
     pub(crate) records: usize,
@@ -75,11 +82,11 @@ pub(crate) struct BlockBuilder {
 impl BlockBuilder {
     pub(crate) fn new(record: &Record<'_>, place: LinePosition) -> Self {
         let time = record.time.as_microsecond();
-        let place = LinePosition { length: 0, ..place };
         Self {
             first: record.seq,
             last: record.seq,
-            place,
+            place: LinePosition { length: 0, ..place },
+            newest_line: place,
             oldest: time,
             newest: time,
             records: 0,
@@ -92,6 +99,7 @@ impl BlockBuilder {
     pub(crate) fn add(&mut self, record: &Record<'_>, line: Option<&[u8]>, place: LinePosition) {
         let time = record.time.as_microsecond();
         self.last = self.last.max(record.seq);
+        self.newest_line = place;
         self.place.length = place.offset + place.length - self.place.offset;
         (self.oldest, self.newest) = (self.oldest.min(time), self.newest.max(time));
         self.records += 1;
@@ -112,8 +120,6 @@ impl BlockBuilder {
         transaction.prepare_cached(sql)?.execute(row)?;
         let sql = "INSERT INTO segments VALUES (?1, ?2, ?3) ON CONFLICT (segment) DO UPDATE
             SET oldest = min(oldest, excluded.oldest), newest = max(newest, excluded.newest)";
-        transaction.prepare_cached(sql)?.execute([segment, self.oldest, self.newest])?;
-        let sql = "UPDATE position SET segment = ?1, offset = ?2, seq = ?3";
-        transaction.prepare_cached(sql)?.execute([segment, offset + length + 1, self.last.cast_signed()]).map(drop)
+        transaction.prepare_cached(sql)?.execute([segment, self.oldest, self.newest]).map(drop)
     }
 }

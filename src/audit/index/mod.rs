@@ -15,12 +15,14 @@
 
 pub(super) mod block;
 pub(super) mod ledger;
+pub(super) mod position;
 pub(super) mod terms;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -28,10 +30,11 @@ use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction};
+use rusqlite::{Connection, ErrorCode, Transaction};
 
-use self::block::{BlockBuilder, IndexBlock};
+use self::block::BlockBuilder;
 use self::ledger::LedgerCounts;
+use self::position::IndexPosition;
 use crate::audit::log::shared::LogShared;
 use crate::audit::log::unindexed::DurableRecord;
 use crate::audit::record::Record;
@@ -62,8 +65,8 @@ const NICE: i32 = 10;
 pub(crate) const VERSION: i64 = 7;
 
 /// `blocks`: for each block, the number of its first record, where its lines are, the times they span (in
-/// microseconds), and their terms, sorted. `has`: blocks by term, grouped by [`part`]. `position`: how far the blocks
-/// reach.
+/// microseconds), and their terms, sorted. `has`: blocks by term, grouped by [`part`]. `position`: the newest
+/// line of the blocks.
 ///
 /// `has` may name blocks that are gone (retention, void numbers) or no longer contain the term; `blocks` is
 /// authoritative.
@@ -73,9 +76,10 @@ const TABLES: &str = "
         length INTEGER NOT NULL, oldest INTEGER NOT NULL, newest INTEGER NOT NULL, terms BLOB NOT NULL);
     CREATE TABLE has (part INTEGER, term INTEGER, block INTEGER, PRIMARY KEY (part, term, block)) WITHOUT ROWID;
     CREATE TABLE segments (segment INTEGER PRIMARY KEY, oldest INTEGER NOT NULL, newest INTEGER NOT NULL);
-    CREATE TABLE position (one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, seq INTEGER);
-    INSERT INTO position VALUES (1, 0, 0, 0);
-    PRAGMA user_version = 6;
+    CREATE TABLE position (
+        one INTEGER PRIMARY KEY CHECK (one = 1), segment INTEGER, offset INTEGER, length INTEGER, seq INTEGER, hash BLOB);
+    INSERT INTO position VALUES (1, 0, 0, 0, 0, x'');
+    PRAGMA user_version = 7;
     COMMIT;
 ";
 
@@ -164,6 +168,15 @@ fn remove(dir: &Path) {
     }
 }
 
+/// Where the SQLite header has the application's id, which is random here and tells one index from another.
+const ID_AT: u64 = 68;
+
+fn id_of(path: &Path) -> io::Result<[u8; 4]> {
+    let mut id = [0; 4];
+    private_files::open_to_read(path)?.read_exact_at(&mut id, ID_AT)?;
+    Ok(id)
+}
+
 /// Whether SQLite may open this file. It may not if it would follow a symlink or map memory: older versions' indexes
 /// use a write-ahead log.
 pub(crate) fn is_safe(path: &Path) -> io::Result<bool> {
@@ -180,8 +193,8 @@ pub(crate) fn is_safe(path: &Path) -> io::Result<bool> {
 
 struct IndexWriter {
     path: PathBuf,
-    /// Identity of the open file.
-    identity: (u64, u64),
+    /// Identity of the open file, and the id in it.
+    identity: ((u64, u64), [u8; 4]),
     connection: Connection,
     tail: ForwardReader,
     /// The current, incomplete block.
@@ -193,6 +206,8 @@ struct IndexWriter {
     segment: u64,
     /// The newest record in any block, stored or not.
     seq: u64,
+    /// What was stored of how far the blocks reach.
+    position: IndexPosition,
     /// The segments that existed when deleted ones were last forgotten; empty since blocks were stored. Blocks of a
     /// segment may be stored after its deletion, and the newest one is only forgotten when the index knows the next.
     existing: Vec<u64>,
@@ -209,7 +224,6 @@ impl IndexWriter {
         if !is_safe(&path)? {
             return Err(IndexError::Foreign("it is not a regular file, or an earlier makegate made it"));
         }
-        let identity = disk::identity(&fs::symlink_metadata(&path)?);
         let connection = Connection::open(&path)?;
         connection.busy_timeout(BUSY)?;
         connection.execute_batch(
@@ -217,15 +231,21 @@ impl IndexWriter {
         )?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         match version {
-            0 => connection.execute_batch(&["BEGIN;", ledger::TABLE, TABLES].concat())?,
+            0 => {
+                let id = RandomState::new().hash_one(now).cast_signed() >> 32;
+                connection
+                    .execute_batch(&format!("BEGIN; PRAGMA application_id = {id}; {} {TABLES}", ledger::TABLE))?;
+            }
             VERSION => {}
             _ => return Err(IndexError::Foreign("another version made it")),
         }
-        let (segment, offset, seq) = position(&connection)?;
-        if seq > 0 && !is_of_this_log(&connection, dir, seq)? {
+        let position = IndexPosition::read(&connection)?;
+        if !position.is_of_log(dir)? || !reaches(&connection, position.seq)? {
             return Err(IndexError::Foreign("it does not match the segments"));
         }
+        let (segment, offset) = position.next();
         let tail = ForwardReader::at(dir, segment, offset);
+        let identity = (disk::identity(&fs::symlink_metadata(&path)?), id_of(&path)?);
         Ok(Self {
             path,
             identity,
@@ -235,7 +255,8 @@ impl IndexWriter {
             whole: Vec::new(),
             stored: now,
             segment,
-            seq,
+            seq: position.seq,
+            position,
             existing: Vec::new(),
         })
     }
@@ -266,12 +287,13 @@ impl IndexWriter {
         }
     }
 
-    /// Checks that the open file is still the one at its path, because readers open the index by path.
+    /// Checks that the open file is still the one at its path, because readers open the index by path, and that no
+    /// other index was written over it, which SQLite might not notice.
     fn check_file(&self) -> Result<(), IndexError> {
-        match fs::symlink_metadata(&self.path) {
-            Ok(about) if disk::identity(&about) == self.identity => Ok(()),
-            Ok(_) | Err(_) => Err(IndexError::Foreign("it was deleted or replaced")),
-        }
+        let (identity, id) = self.identity;
+        let is_same = fs::symlink_metadata(&self.path).is_ok_and(|about| disk::identity(&about) == identity)
+            && id_of(&self.path).is_ok_and(|now| now == id);
+        if is_same { Ok(()) } else { Err(IndexError::Foreign("it was deleted or replaced")) }
     }
 
     /// Reads some lines; returns true if there are more before `end`, a segment and an offset in it.
@@ -354,10 +376,15 @@ impl IndexWriter {
     /// would touch a different page.
     fn store(&mut self, now: Instant) -> Result<(), IndexError> {
         self.stored = now;
-        if self.whole.is_empty() {
-            return Ok(());
-        }
+        let Some(newest) = self.whole.last() else { return Ok(()) };
+        self.check_file()?;
+        let dir = self.path.parent().unwrap_or(Path::new(""));
+        let position = IndexPosition::of(dir, newest.newest_line, newest.last)?;
         let (transaction, mut has) = (self.connection.transaction()?, Vec::new());
+        if IndexPosition::read(&transaction)? != self.position {
+            return Err(IndexError::Foreign("something else wrote to it"));
+        }
+        position.store(&transaction)?;
         let mut counts = LedgerCounts::default();
         for block in &self.whole {
             block.store(&transaction, &mut has)?;
@@ -370,6 +397,7 @@ impl IndexWriter {
             has.into_iter().try_for_each(|(term, block)| insert.execute([part(block), term, block]).map(drop))?;
         }
         transaction.commit()?;
+        self.position = position;
         self.whole.clear();
         self.existing.clear();
         Ok(())
@@ -422,20 +450,8 @@ fn make_void(transaction: &Transaction<'_>, segment: u64) -> rusqlite::Result<()
     transaction.execute(sql, [segment.cast_signed()]).map(drop)
 }
 
-/// How far the index reaches: segment, offset and newest record.
-pub(crate) fn position(connection: &Connection) -> rusqlite::Result<(u64, u64, u64)> {
-    connection.query_row("SELECT segment, offset, seq FROM position", [], |row| {
-        let number = |at| row.get::<_, i64>(at).map(i64::cast_unsigned);
-        Ok((number(0)?, number(1)?, number(2)?))
-    })
-}
-
-/// Whether the index's newest record is in the log where the index says.
-fn is_of_this_log(connection: &Connection, dir: &Path, seq: u64) -> Result<bool, IndexError> {
-    let sql = "SELECT first, last, segment, offset, length, terms FROM blocks ORDER BY first DESC LIMIT 1";
-    let Some(block) = connection.query_row(sql, [], IndexBlock::of).optional()? else { return Ok(false) };
-    let lines = block.read(dir)?.unwrap_or_default();
-    let has =
-        lines.split(|byte| *byte == b'\n').any(|line| Record::parse(line).is_some_and(|record| record.seq == seq));
-    Ok(block.last == seq && has)
+/// Whether the blocks end with this record.
+fn reaches(connection: &Connection, seq: u64) -> rusqlite::Result<bool> {
+    let sql = "SELECT coalesce((SELECT last FROM blocks ORDER BY first DESC LIMIT 1), 0)";
+    connection.query_row(sql, (), |row| row.get::<_, i64>(0)).map(|last| last.cast_unsigned() == seq)
 }

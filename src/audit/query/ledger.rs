@@ -11,10 +11,10 @@ use serde::{Serialize, Serializer};
 
 use super::filter::{BadFilter, name_of, number, set_each, time, word, write};
 use super::{IndexReader, QueryDeadline, QueryError};
-use crate::audit::index;
 use crate::audit::index::ledger::{
     ACCOUNT, HOURS_KEPT, LedgerCounts, LedgerKey, LedgerSums, OTHERS, begin_of, count, hour_of,
 };
+use crate::audit::index::position::IndexPosition;
 use crate::audit::log::AuditLog;
 use crate::audit::record::Record;
 use crate::audit::segment::reverse_reader::ReverseReader;
@@ -257,7 +257,7 @@ fn page(dir: &Path, query: &LedgerQuery, deadline: &QueryDeadline) -> Result<Led
         // From here on the index stays as it is, so that no record is both in it and among those that it lacks.
         Some(index) => {
             index.connection.execute_batch("BEGIN").map_err(failed)?;
-            index::position(&index.connection).map_err(failed)?.2
+            IndexPosition::read(&index.connection).map_err(failed)?.seq
         }
         None => 0,
     };

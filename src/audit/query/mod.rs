@@ -23,6 +23,7 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
 use self::filter::Filter;
+use crate::audit::index::position::IndexPosition;
 use crate::audit::index::terms::{self, Term};
 use crate::audit::index::{self, block::IndexBlock};
 use crate::audit::log::AuditLog;
@@ -307,7 +308,13 @@ impl IndexReader {
         if let Some(deadline) = deadline.cloned() {
             connection.progress_handler(STEPS, Some(move || deadline.is_over())).ok()?;
         }
-        let (_, _, seq) = index::position(&connection).ok().filter(|_| version == index::VERSION)?;
+        if version != index::VERSION {
+            return None;
+        }
+        let position = IndexPosition::read(&connection).ok()?;
+        // The index of another log may have been put in its place, and no gateway need be running that would notice.
+        position.is_of_log(dir).ok().filter(|is_of_log| *is_of_log)?;
+        let seq = position.seq;
         let newest = ReverseReader::below(dir, u64::MAX).ok()?.newest().ok()??;
         Record::parse(&newest).filter(|newest| newest.seq >= seq).map(|_| Self { connection, seq })
     }
@@ -366,7 +373,7 @@ impl IndexReader {
 
     /// The completely indexed segments that have no record of the requested times.
     fn outside(&self, filter: &Filter) -> rusqlite::Result<BTreeSet<u64>> {
-        let (reading, _, _) = index::position(&self.connection)?;
+        let reading = IndexPosition::read(&self.connection)?.line.segment;
         let since = filter.since.map_or(i64::MIN, Timestamp::as_microsecond);
         let until = filter.until.map_or(i64::MAX, Timestamp::as_microsecond);
         let sql = "SELECT segment FROM segments WHERE segment < ?1 AND (newest < ?2 OR oldest >= ?3)";

@@ -7,6 +7,7 @@ use fastrand::Rng;
 use rusqlite::Connection;
 
 use super::*;
+use crate::audit::index::position::IndexPosition;
 use crate::audit::record::Record;
 use crate::clock::Clock;
 use crate::config;
@@ -117,7 +118,7 @@ async fn indexed(settings: &config::AuditConfig, at_least: u64) {
 
 fn index_seq(settings: &config::AuditConfig) -> u64 {
     let connection = Connection::open(index::path(&settings.dir)).ok();
-    connection.and_then(|connection| index::position(&connection).ok()).map_or(0, |(_, _, seq)| seq)
+    connection.and_then(|connection| IndexPosition::read(&connection).ok()).map_or(0, |position| position.seq)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -362,4 +363,47 @@ async fn a_clock_that_is_wrong_for_a_while_makes_the_ledger_forget_nothing() {
             }
         }
     }
+}
+
+/// An index that another log's gateway made, of as many records, is told from this log's, whether it was put there while nothing ran or
+/// under a running gateway; no query ever believes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_of_another_log_of_the_same_length_is_not_believed() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let clock = Clock::system();
+    let of = |caller: &'static str| Record { caller: Some(caller.into()), ..record(Kind::Request, "r") };
+    let [anna, ben] =
+        ["anna", "ben"].map(|caller| Filter { caller: Some(caller.into()), limit: 9_999, ..Filter::default() });
+    let all = ["anna", "ben"].into_iter().zip(&dirs);
+    for (caller, dir) in all {
+        let (log, _) = open(&settings(dir), &clock).await;
+        (0..2_000).for_each(|_| log.reserve().unwrap().fill(of(caller)));
+        log.flush().await;
+        log.close().await;
+    }
+    let [foreign, own] = dirs.each_ref().map(|dir| index::path(&settings(dir).dir));
+    let settings = settings(&dirs[1]);
+    let counts = |dir: &std::path::Path| [&anna, &ben].map(|filter| query_files(dir, filter).unwrap().records.len());
+    assert_eq!(counts(&settings.dir), [0, 2_000]);
+    fs::copy(&foreign, &own).unwrap();
+    assert_eq!(counts(&settings.dir), [0, 2_000], "nothing runs, and a command reads the log");
+    let (log, _) = open(&settings, &clock).await;
+    indexed(&settings, 2_000).await;
+    log.close().await;
+    drop(log);
+    assert_eq!(counts(&settings.dir), [0, 2_000]);
+    assert_ne!(fs::read(&own).unwrap(), fs::read(&foreign).unwrap(), "it is rebuilt");
+    // Its bytes are overwritten under a running gateway.
+    let (log, _) = open(&settings, &clock).await;
+    indexed(&settings, 2_000).await;
+    fs::write(&own, fs::read(&foreign).unwrap()).unwrap();
+    (0..600).for_each(|_| log.reserve().unwrap().fill(of("ben")));
+    log.flush().await;
+    assert_eq!(counts(&settings.dir), [0, 2_600]);
+    log.close().await;
+    drop(log);
+    let (log, _) = open(&settings, &clock).await;
+    indexed(&settings, 2_600).await;
+    log.close().await;
+    assert_eq!(counts(&settings.dir), [0, 2_600]);
 }

@@ -1,7 +1,5 @@
 //! How far the index reaches, and by what it knows its log.
 
-#![expect(clippy::disallowed_methods, reason = "by the thread `audit-index`, and by queries")]
-
 use std::io;
 use std::path::Path;
 

@@ -31,6 +31,7 @@ mod segment;
 mod tests;
 
 pub use fingerprints::field_values::canonical_number;
+pub(crate) use index::ledger::HOURS_KEPT as LEDGER_HOURS;
 pub use index::ledger::LedgerSums;
 pub use log::buffer::CannotRecord;
 pub use log::disk_usage::DiskUsage;

@@ -108,6 +108,11 @@ pub(super) fn request(id: &str) -> Markup {
     }
 }
 
+/// Whose quota: an organization's, or the account's.
+pub(super) fn quota_name(organization: Option<u64>) -> String {
+    organization.map_or_else(|| "the account".to_owned(), |id| format!("organization {id}"))
+}
+
 /// A length of time with three digits: `940 µs`, `3.34 ms`, `1.20 s`, `2 min 5 s`, `3 h 10 min`.
 pub(super) fn duration(us: u64) -> String {
     let seconds = us / 1_000_000;

@@ -126,6 +126,28 @@ impl<'a> JournalStep<'a> {
     }
 }
 
+/// What the first line says.
+struct JournalHeader<'f> {
+    boot: &'f str,
+    /// When the file began, in milliseconds: by the wall clock, and since the machine started.
+    began: Option<(i64, i64)>,
+}
+
+impl<'f> JournalHeader<'f> {
+    fn of(file: &'f [u8]) -> Option<Self> {
+        let mut words = str::from_utf8(file.split(|byte| *byte == b'\n').next()?).ok()?.split(' ');
+        words.next().filter(|word| *word == HEADER)?;
+        let boot = words.next()?;
+        let mut number = || words.next()?.parse().ok();
+        Some(Self { boot, began: number().zip(number()) })
+    }
+
+    /// Whether it was written since the machine was started this time.
+    fn is_of(&self, boot: &str) -> bool {
+        !boot.is_empty() && self.boot == boot
+    }
+}
+
 /// The state that all lines add up to.
 #[derive(Debug, Default)]
 pub(super) struct JournalState {
@@ -148,21 +170,17 @@ impl JournalState {
     /// What the wall clock would say now if nobody had set it since the file began, according to the time since the machine started;
     /// `now` if that cannot be known, or is earlier.
     pub(super) fn time_by_file(file: &[u8], boot: &str, now: i64, since_boot_ms: Option<i64>) -> i64 {
-        let header = file.split(|byte| *byte == b'\n').next().and_then(|line| str::from_utf8(line).ok());
-        let began = header.and_then(|line| {
-            let mut words =
-                line.strip_prefix(HEADER)?.strip_prefix(' ')?.strip_prefix(boot)?.strip_prefix(' ')?.split(' ');
-            let mut number = || words.next()?.parse::<i64>().ok();
-            Some(number()?.saturating_add(since_boot_ms?.saturating_sub(number()?)))
-        });
-        began.map_or(now, |by_file| now.min(by_file))
+        let began = JournalHeader::of(file).filter(|header| header.is_of(boot)).and_then(|header| header.began);
+        let by_file =
+            began.zip(since_boot_ms).map(|((wall, before), since)| wall.saturating_add(since.saturating_sub(before)));
+        by_file.map_or(now, |by_file| now.min(by_file))
     }
 
     /// Adds up a whole file, at time `now`, on a machine with this boot id.
     pub(super) fn read(file: &[u8], boot: &str, now: i64) -> Self {
         let mut lines = file.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let mut header = lines.next().and_then(|line| str::from_utf8(line).ok()).unwrap_or_default().split(' ');
-        let same_boot = !boot.is_empty() && header.next() == Some(HEADER) && header.next() == Some(boot);
+        lines.next(); // the header
+        let same_boot = JournalHeader::of(file).is_some_and(|header| header.is_of(boot));
         let mut journal_state = Self::default();
         let mut shut = file.is_empty();
         for line in lines.filter_map(JournalLine::parse) {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 use serde_json::json;
 
+use super::super::cells;
 use super::super::operators::Operator;
 use super::super::refusal::OperatorRefusal;
 use super::super::render::typed;
@@ -45,7 +46,7 @@ pub(in crate::operator) async fn reopen(
     let room = state.gateway.log.reserve().ok_or(OperatorRefusal::CannotRecord)?;
     let bucket = organization.map_or(BucketId::Account, BucketId::Organization);
     let why = state.gateway.quota.reopen(bucket);
-    let named = organization.map_or_else(|| "the account".to_owned(), |id| format!("organization {id}"));
+    let named = cells::quota_name(organization);
     let found = why.as_deref().map_or_else(|| "it was not closed".to_owned(), |why| format!("closed because {why}"));
     let event = state.record(&operator, &peer, "reopen", &format!("reopened the quota of {named}: {found}"));
     room.fill(Record { organization, ..event });

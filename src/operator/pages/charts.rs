@@ -82,7 +82,7 @@ impl HistoryCharts {
     /// How full the quotas were, in one chart.
     fn quotas(&self) -> Chart {
         let line = |organization: Option<u64>| {
-            let name = format!("{}, of {} a minute", quota_name(organization), self.limit(organization));
+            let name = format!("{}, of {} a minute", cells::quota_name(organization), self.limit(organization));
             self.line(name, |charted| {
                 used(&charted.point, organization).map(|one| f64::from(one.used) / f64::from(one.limit.max(1)))
             })
@@ -104,7 +104,7 @@ impl HistoryCharts {
             self.line("used", |charted| used(&charted.point, organization).map(|one| f64::from(one.used))),
             self.line("limit", |_| Some(f64::from(limit))),
         ];
-        let title = format!("Quota of {}", quota_name(organization));
+        let title = format!("Quota of {}", cells::quota_name(organization));
         self.chart(&format!("quota-{place}"), &title, Scale::Count("a minute"), lines, "")
     }
 
@@ -237,10 +237,6 @@ pub(super) fn from_memory(point: &HistoryPoint) -> Option<f64> {
 fn used(point: &HistoryPoint, organization: Option<u64>) -> Option<QuotaUse> {
     let known = point.quota.iter().find(|one| one.organization == organization).copied();
     known.or_else(|| (point.quota.len() < QUOTAS_MAX).then_some(QuotaUse { organization, used: 0, limit: 1 }))
-}
-
-fn quota_name(organization: Option<u64>) -> String {
-    organization.map_or_else(|| "the account".to_owned(), |id| format!("organization {id}"))
 }
 
 fn none_yet() -> Markup {

@@ -15,10 +15,8 @@ use super::super::render::{Page, PageView};
 use super::super::state::OperatorState;
 use super::super::table::PageTable;
 use super::super::{cells, html};
-use crate::audit::{LedgerColumn, LedgerPage, LedgerQuery, LedgerSums};
+use crate::audit::{LEDGER_HOURS, LedgerColumn, LedgerPage, LedgerQuery, LedgerSums};
 
-/// The most hours: as many as the ledger keeps.
-const HOURS_MAX: i64 = 30 * 24;
 /// Spans that are a click away.
 const SPANS: [(u32, &str); 3] = [(24, "24 hours"), (168, "7 days"), (720, "30 days")];
 const PARAMETERS: [&str; 3] = ["hours", "since", "until"];
@@ -61,11 +59,11 @@ pub(super) fn asked(query: &PageQuery, now: Timestamp) -> Result<Option<LedgerQu
         Some(_) if span != [None, None] => {
             return refuse("write hours, or since and until, not both".to_owned());
         }
-        Some(Ok(hours)) if (1..=HOURS_MAX).contains(&hours) => {
+        Some(Ok(hours)) if (1..=LEDGER_HOURS).contains(&hours) => {
             // The hour that is not over counts as one.
             Some((now - SignedDuration::from_hours(hours - 1)).to_string())
         }
-        Some(_) => return refuse(format!("hours: write a number from 1 to {HOURS_MAX}")),
+        Some(_) => return refuse(format!("hours: write a number from 1 to {LEDGER_HOURS}")),
     };
     let first = first.as_deref().map(|first| ("since", first));
     let pairs = span.into_iter().flatten().chain(first);
@@ -105,9 +103,8 @@ impl HoursPage {
         known.reverse();
         let first = known.first().map_or(until, |(hour, _)| *hour);
         let mut known = known.into_iter().peekable();
-        let sums = |hour| known.next_if(|(at, _)| *at == hour).map_or_else(LedgerSums::default, |(_, sums)| sums);
+        let mut sums = |hour| known.next_if(|(at, _)| *at == hour).map_or_else(LedgerSums::default, |(_, sums)| sums);
         let all = std::iter::successors(Some(first), |hour| Some(*hour + HOUR)).take_while(|hour| *hour < until);
-        let mut sums = sums;
         let hours = all.map(|hour| HourRow { hour, sums: sums(hour) }).collect();
         Self { since, until, hours, total, query }
     }

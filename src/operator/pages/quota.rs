@@ -12,7 +12,7 @@ use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageFormat, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, members};
-use super::super::{html, rich};
+use super::super::{cells, html, rich};
 use super::charts::HistoryCharts;
 use crate::quota::{BucketView, SpenderView};
 
@@ -49,7 +49,7 @@ pub(crate) fn gauge(bucket: &BucketView) -> Markup {
         .map_or_else(|| "reopening".to_owned(), |time| format!("closed for {} s", time.as_millis().div_ceil(1000)));
     let closed = bucket.closed_because.as_ref().map(|why| format!("{lasts}: {why}"));
     let by: Vec<_> = spent.chain(waiting).chain(closed).collect();
-    let name = bucket.organization.map_or_else(|| "the account".to_owned(), |id| format!("organization {id}"));
+    let name = cells::quota_name(bucket.organization);
     html::gauge(&name, [bucket.used, bucket.limit].map(u64::from), |slots| slots.to_string(), &by.join(", "))
 }
 

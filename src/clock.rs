@@ -18,7 +18,15 @@ pub struct Clock {
     /// How far a test has moved this clock.
     moved: Option<Arc<ClockOffset>>,
     /// Fixed time of a frozen clock.
-    frozen: Option<(Instant, Timestamp)>,
+    frozen: Option<FrozenTimes>,
+}
+
+/// What a frozen clock shows before it is moved.
+#[derive(Clone, Copy, Debug)]
+struct FrozenTimes {
+    now: Instant,
+    wall: Timestamp,
+    boot: Duration,
 }
 
 /// Offset from the machine's clock, in milliseconds.
@@ -45,7 +53,10 @@ impl Clock {
     /// A frozen clock that moves only with [`Clock::advance`], for tests that compare exact times.
     #[must_use]
     pub fn frozen() -> Self {
-        Self { moved: Some(Arc::default()), frozen: Some((Instant::now(), Timestamp::now())) }
+        Self {
+            moved: Some(Arc::default()),
+            frozen: Some(FrozenTimes { now: Instant::now(), wall: Timestamp::now(), boot: machine_boot() }),
+        }
     }
 
     /// Moves a movable clock and all its clones forward; does nothing to the system clock.
@@ -72,7 +83,7 @@ impl Clock {
         if self.moved.is_none() {
             return Instant::now();
         }
-        self.frozen.map_or_else(Instant::now, |(now, _)| now) + self.ahead()
+        self.frozen.map_or_else(Instant::now, |frozen| frozen.now) + self.ahead()
     }
 
     /// Waits until this clock reaches `moment`. A movable clock is polled, because a test may move it.
@@ -105,12 +116,18 @@ impl Clock {
         i64::try_from(up.saturating_add(self.ahead()).as_millis()).ok()
     }
 
+    /// Time since the machine's start, with the time that it slept, for leases: another machine does not sleep along.
+    #[must_use]
+    pub fn boot(&self) -> Duration {
+        self.frozen.map_or_else(machine_boot, |frozen| frozen.boot) + self.ahead()
+    }
+
     /// Wall time, for records and headers; never for decisions.
     #[must_use]
     pub fn wall(&self) -> Timestamp {
         let Some(moved) = &self.moved else { return Timestamp::now() };
         let stepped = SignedDuration::from_millis(moved.wall.load(Ordering::SeqCst));
-        self.frozen.map_or_else(Timestamp::now, |(_, now)| now) + self.ahead() + stepped
+        self.frozen.map_or_else(Timestamp::now, |frozen| frozen.wall) + self.ahead() + stepped
     }
 
     /// Wall time in milliseconds since 1970, for data that outlives the process.
@@ -118,4 +135,10 @@ impl Clock {
     pub fn wall_ms(&self) -> i64 {
         self.wall().as_millisecond()
     }
+}
+
+fn machine_boot() -> Duration {
+    let at = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let (seconds, nanos) = (u64::try_from(at.tv_sec), u32::try_from(at.tv_nsec));
+    Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0))
 }

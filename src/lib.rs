@@ -23,7 +23,9 @@ pub mod process_log;
 pub mod catalogue;
 // Rank 2: what is wanted.
 pub mod config;
-// Rank 3: the engines.
+// Rank 3: what several replicas share.
+pub mod replicas;
+// Rank 4: the engines.
 pub mod audit;
 pub mod cache;
 pub mod callers;
@@ -33,16 +35,16 @@ pub mod issuers;
 pub mod otel;
 pub mod quota;
 pub mod upstream;
-// Rank 4: the life of a request; and the simulated Make, which reads Make's document by itself (rank 0 alone).
+// Rank 5: the life of a request; and the simulated Make, which reads Make's document by itself (rank 0 alone).
 pub mod gateway;
 pub mod sandbox;
-// Rank 5: what becomes of writes in doubt.
+// Rank 6: what becomes of writes in doubt.
 pub mod reconcile;
-// Rank 6: what operators see.
+// Rank 7: what operators see.
 pub mod operator;
-// Rank 7: all of it running.
+// Rank 8: all of it running.
 pub mod service;
-// Rank 8: what people start.
+// Rank 9: what people start.
 pub mod cli;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

@@ -35,6 +35,7 @@ use crate::otel::{Otel, SpanQueue};
 use crate::process_log::ALWAYS;
 use crate::quota::{self, Quota};
 use crate::reconcile::Reconciler;
+use crate::replicas::Replicas;
 use crate::tasks::Tasks;
 use crate::watched_files::Snapshot;
 
@@ -57,6 +58,9 @@ const EXIT_DELAY_MAX: Duration = Duration::from_millis(700);
 const LAST_EXPORT_TIME_MAX: Duration = Duration::from_millis(500);
 /// How long the doors stay open after the drain begins, so that load balancers see `not ready` first.
 const NOT_READY_TIME: Duration = Duration::from_millis(200);
+
+/// The version that other replicas' operators are shown.
+const RELEASE: &str = env!("CARGO_PKG_VERSION");
 
 /// Why the service failed to start.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +102,8 @@ struct ServiceInner {
     operator_tasks: Tasks,
     /// What sends telemetry has its own tasks: it still sends when all requests are done, and nothing waits for it but the end.
     otel_tasks: Tasks,
+    /// What speaks with the other replicas, whom requests need until they are done.
+    replica_tasks: Tasks,
     file: PathBuf,
     certificates: DoorCertificates<Certificate>,
     watch: Watch,
@@ -123,7 +129,7 @@ impl Service {
             hash::warm_tls();
         }
         let (upstream, prepared) = Preparation::read(&config, &files, &clock).complete()?;
-        let Preparation { issuers, operators, certificates, otel, warnings, .. } = prepared;
+        let Preparation { issuers, operators, certificates, otel, replicas, warnings, .. } = prepared;
         warnings.iter().for_each(|warning| tracing::warn!(target: ALWAYS, "{warning}"));
         let otel = otel.map(|settings| Otel::new(settings, clock.clone())).transpose().map_err(StartError::failed)?;
         let (otel, span_queue) = otel.unzip();
@@ -137,6 +143,10 @@ impl Service {
         let quota =
             Quota::open(quota_settings(&config), Some((&config.audit.dir, recovered.records > 0)), clock.clone());
         let quota = quota.map_err(StartError::failed)?;
+        let replica_tasks = Tasks::new();
+        let replicas =
+            replicas.map(|settings| Replicas::start(settings, RELEASE, clock.clone(), &replica_tasks)).transpose();
+        let replicas = replicas.map_err(StartError::configuration)?;
         let buffer_bytes = config.audit.buffer_bytes;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines {
@@ -147,6 +157,7 @@ impl Service {
             upstream: Arc::new(upstream),
             issuers,
             otel,
+            replicas,
             clock,
             tasks,
         };
@@ -163,6 +174,7 @@ impl Service {
             operator_state: operator_state.clone(),
             operator_tasks,
             otel_tasks: Tasks::new(),
+            replica_tasks,
             file,
             certificates: doors.certificates(),
             watch,
@@ -262,6 +274,11 @@ impl Service {
         self.metrics_door.iter().for_each(OpenDoor::close);
         self.inner.operator_tasks.stop();
         self.inner.operator_tasks.drained(CLOSE_TIME_MAX).await;
+        if let Some(replicas) = &gateway.replicas {
+            // Nobody must wait for this replica, once nothing of it answers any more.
+            let _told = timeout(CLOSE_TIME_MAX, replicas.leave()).await;
+            self.inner.replica_tasks.stop();
+        }
         tokio::join!(self.close_files(end), self.inner.end_otel(end));
         finished
     }

@@ -49,6 +49,19 @@ fn bounds(root: &Table<'_>, config: &Config) {
     for (key, _, help) in telemetry.into_iter().filter(|(_, holds, _)| !holds) {
         root.wrong_at(&["otel", key], format!("{key} is out of range"), help);
     }
+    if let Some(replicas) = &config.replicas {
+        let bounds = [
+            (
+                "lease",
+                (Duration::from_secs(1)..=Duration::from_mins(1)).contains(&replicas.lease),
+                "write \"1s\" to \"60s\"",
+            ),
+            ("keep", replicas.keep >= Duration::from_hours(24), "write \"1d\" or more: records are dropped by days"),
+        ];
+        for (key, _, help) in bounds.into_iter().filter(|(_, holds, _)| !holds) {
+            root.wrong_at(&["replicas", key], format!("{key} is out of range"), help);
+        }
+    }
     let twice = "write at least twice `segment`: segments are deleted whole";
     let record_fits = [
         ("record_bytes", audit.record_bytes >= 1 << 10, "write \"1KiB\" or more"),
@@ -161,6 +174,7 @@ fn files(root: &Table<'_>, config: &Config) {
         ("operator", "key_file", "key_env", config.operator.key.as_ref()),
         ("upstream", "token_file", "token_env", Some(&config.upstream.token)),
         ("otel", "headers_file", "headers_env", config.otel.headers.as_ref()),
+        ("replicas", "url_file", "url_env", config.replicas.as_ref().map(|replicas| &replicas.url)),
     ];
     for (section, file, env, source) in secrets {
         let Some(source) = source else { continue };
@@ -191,6 +205,8 @@ fn files(root: &Table<'_>, config: &Config) {
     }
     missing(&["upstream", "ca_file"], config.upstream.ca_file.as_deref());
     missing(&["otel", "ca_file"], config.otel.ca_file.as_deref());
+    missing(&["replicas", "ca_file"], config.replicas.as_ref().and_then(|replicas| replicas.ca_file.as_deref()));
+    missing(&["replicas", "key_file"], config.replicas.as_ref().map(|replicas| &*replicas.key_file));
     for issuer in &config.issuers {
         let keys = match &issuer.keys {
             JwksSource::File(path) => Some(&**path),

@@ -11,23 +11,35 @@ impl LoadedConfig {
     /// The folders of the configuration itself and of every file that it names, and of what a link leads to.
     #[must_use]
     pub fn folders(&self) -> BTreeSet<PathBuf> {
-        let Config { gateway, operator, upstream, otel, issuers, .. } = &self.config;
+        let Config { gateway, operator, upstream, otel, replicas, issuers, .. } = &self.config;
         let tls = gateway.tls.iter().chain(&operator.tls);
         let tls = tls.flat_map(|tls| {
             let lists = tls.crl.iter().map(|file| Some(&**file));
             [Some(&*tls.cert), Some(&*tls.key), tls.client_ca.as_deref()].into_iter().chain(lists)
         });
-        let secrets =
-            [operator.key.as_ref(), Some(&upstream.token), otel.headers.as_ref()].map(|source| match source {
-                Some(SecretSource::File(path)) => Some(&**path),
-                Some(SecretSource::Env(_)) | None => None,
-            });
+        let secrets = [
+            operator.key.as_ref(),
+            Some(&upstream.token),
+            otel.headers.as_ref(),
+            replicas.as_ref().map(|one| &one.url),
+        ]
+        .map(|source| match source {
+            Some(SecretSource::File(path)) => Some(&**path),
+            Some(SecretSource::Env(_)) | None => None,
+        });
         let keys = issuers.iter().flat_map(|issuer| match &issuer.keys {
             JwksSource::File(path) => [Some(&**path), None],
             JwksSource::Url(_) => [None, issuer.ca_file.as_deref()],
         });
         let authorities = [upstream.ca_file.as_deref(), otel.ca_file.as_deref()];
-        let files = tls.chain(secrets).chain(keys).chain(authorities).chain([Some(&*self.origins.file)]).flatten();
+        let shared = replicas.iter().flat_map(|one| [Some(&*one.key_file), one.ca_file.as_deref()]);
+        let files = tls
+            .chain(secrets)
+            .chain(shared)
+            .chain(keys)
+            .chain(authorities)
+            .chain([Some(&*self.origins.file)])
+            .flatten();
         let real = |folder: PathBuf| folder.canonicalize().ok();
         let behind = |file: &Path| Some(file.canonicalize().ok()?.parent()?.to_owned());
         files

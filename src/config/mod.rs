@@ -12,6 +12,7 @@ mod network;
 mod operator_keys;
 mod otlp;
 mod read;
+mod replicas;
 #[cfg(test)]
 mod sample_tests;
 pub mod secret;
@@ -38,9 +39,10 @@ pub use network::Network;
 pub use operator_keys::{OperatorKey, Role};
 pub use otlp::{OtlpEndpoint, SampledShare};
 pub use read::{ConfigError, LoadedConfig, Origins, ShownSetting, parse, read, read_despite_mistakes, read_in};
+pub use replicas::{ShippedRecords, WithoutLease, is_replica_name};
 pub use sections::{
     AuditConfig, CacheConfig, GatewayConfig, Limits, MetricsConfig, OperatorConfig, OtelConfig, ProcessConfig,
-    UpstreamConfig,
+    ReplicasConfig, UpstreamConfig,
 };
 pub use unknown_caller::unknown_caller;
 
@@ -87,6 +89,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[otel]`: where telemetry is sent.
     pub otel: OtelConfig,
+    /// `[replicas]`: what is shared with other replicas; `None`: this is the only one.
+    pub replicas: Option<ReplicasConfig>,
     /// `[process]`.
     pub process: ProcessConfig,
     /// `[[issuer]]`, in the file's order.

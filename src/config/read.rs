@@ -12,7 +12,7 @@ use super::callers::CallerChecks;
 use super::issuers;
 use super::{
     AuditConfig, CacheConfig, Config, GatewayConfig, Limits, MetricsConfig, OperatorConfig, OtelConfig, ProcessConfig,
-    UpstreamConfig, checks,
+    ReplicasConfig, UpstreamConfig, checks,
 };
 use crate::catalogue::rows::{self, ParsedRow};
 use crate::catalogue::{Catalogue, Operation};
@@ -149,6 +149,7 @@ fn document(root: &Table<'_>, base: &Path, files: &Snapshot) -> Config {
     let audit = root.table("audit", |t| AuditConfig::read(t, base));
     let limits = root.table("limits", |t| Limits::read(t, base));
     let otel = root.table("otel", |t| OtelConfig::read(t, base));
+    let replicas = root.optional_table("replicas", |t| ReplicasConfig::read(t, base));
     let process = root.table("process", |t| ProcessConfig::read(t, base));
     let added = rows::read(root);
     check_classes(root, &added, &cache.lifetime);
@@ -169,6 +170,7 @@ fn document(root: &Table<'_>, base: &Path, files: &Snapshot) -> Config {
         audit,
         limits,
         otel,
+        replicas,
         process,
         issuers,
         callers,

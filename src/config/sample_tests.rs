@@ -44,7 +44,7 @@ fn the_sample_says_the_defaults() {
     assert_eq!(sample.cache, least.cache);
     assert_eq!(sample.audit, least.audit);
     assert_eq!(sample.limits, least.limits);
-    assert_eq!((&sample.otel, &sample.process), (&least.otel, &least.process));
+    assert_eq!((&sample.otel, &sample.replicas, &sample.process), (&least.otel, &least.replicas, &least.process));
     assert_eq!(sample.callers, least.callers);
     assert_eq!(rows_of(&sample), rows_of(&least));
 }
@@ -53,9 +53,10 @@ fn the_sample_says_the_defaults() {
 fn the_sample_leaves_no_key_out() {
     let defaults: Vec<_> = read(SAMPLE).origins.shown().into_iter().filter(|shown| shown.origin == "default").collect();
     assert_eq!(defaults, []);
-    for section in
-        ["gateway", "operator", "metrics", "upstream", "cache", "audit", "limits", "otel", "[caller]", "[operation]"]
-    {
+    for section in [
+        "gateway", "operator", "metrics", "upstream", "cache", "audit", "limits", "otel", "replicas", "[caller]",
+        "[operation]",
+    ] {
         let failure = parse(&format!("[{section}]\nzzzzzzzz = 1\n"), Path::new(FILE)).unwrap_err();
         let help = failure.mistakes.iter().find(|m| m.message.contains("zzzzzzzz")).and_then(|m| m.help.clone());
         let keys = help.unwrap().strip_prefix("valid keys: ").unwrap().to_owned();

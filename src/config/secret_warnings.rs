@@ -52,6 +52,11 @@ pub(super) fn check(root: &Table<'_>, config: &Config, files: &Snapshot) {
     );
     let headers = config.otel.headers.as_ref();
     sources.extend(headers.map(|source| (place("otel", source, ["headers_file", "headers_env"]), source)));
+    let replicas = config.replicas.as_ref();
+    sources.extend(replicas.map(|replicas| (place("replicas", &replicas.url, ["url_file", "url_env"]), &replicas.url)));
+    if let Some(replicas) = replicas {
+        open_to_others(root, &["replicas", "key_file"], &replicas.key_file);
+    }
     for (place, source) in sources {
         if let SecretSource::File(path) = source {
             open_to_others(root, &place, path);

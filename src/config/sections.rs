@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::operator_keys::{self, OperatorKey};
 use super::otlp::{ENDPOINT, OtlpEndpoint, SERVICE, SHARE, SampledShare};
+use super::replicas::{RECORDS, REPLICA, RESERVE, ShippedRecords, WITHOUT, WithoutLease};
 use super::units::{self, ACCOUNT, DURATION, DURATION_OR_OFF, HOST, PATH, QUOTA, SOCKET_MODE, URL, VARIABLE, size};
 use super::{BaseUrl, Listen, QuotaSetting, SecretSource, SocketAccess, TlsFiles};
 use crate::toml_reader::{FLAG, Table, ValueKind, WithSpan, number};
@@ -351,6 +352,32 @@ section! {
         timeout: Duration = t.value("timeout", "10s", DURATION);
         /// Spans that wait to be sent; any further one is dropped.
         queue: usize = t.value("queue", "4096", count());
+    }
+}
+
+section! {
+    /// `[replicas]`: several replicas that share their state through PostgreSQL.
+    ReplicasConfig(t, base) {
+        /// Where the URL of the PostgreSQL database is.
+        url: SecretSource = source(t, "url_file", "url_env", "/run/secrets/postgres", base);
+        /// Certificate authorities to trust for it instead of the system's.
+        ca_file: Option<PathBuf> = t.optional("ca_file", PATH).map(|path| base.join(path));
+        /// This replica's name; left out: the host's.
+        name: Option<Arc<str>> = t.optional("name", REPLICA);
+        /// The file with the key for fingerprints that all replicas share.
+        key_file: PathBuf = base.join(t.value("key_file", "replicas.key", PATH));
+        /// The most replicas that there can be.
+        max: u32 = t.value("max", "100", units::count::<u32, 1_000>());
+        /// How long a replica may answer from memory after it last heard from the database.
+        lease: Duration = t.value("lease", "5s", DURATION);
+        /// What becomes of hits without a lease.
+        without: WithoutLease = t.value("without", "refuse", WITHOUT);
+        /// The part of each quota, in percent, that is kept for replicas that cannot reach the database.
+        reserve_percent: u32 = t.value("reserve", "0%", RESERVE);
+        /// Which records the database gets.
+        records: ShippedRecords = t.value("records", "all", RECORDS);
+        /// How long the database keeps them.
+        keep: Duration = t.value("keep", "30d", DURATION);
     }
 }
 

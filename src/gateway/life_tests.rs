@@ -48,6 +48,7 @@ impl Gateway {
             upstream: Arc::new(upstream),
             issuers: Vec::new(),
             otel: None,
+            replicas: None,
             clock: clock.clone(),
             tasks: Tasks::new(),
         };

@@ -1,6 +1,7 @@
 //! Refusals: answers that the gateway gives itself. Each refusal is one value, one row of a table, one answer and one record.
 
 mod credential;
+mod engine;
 mod headers;
 mod problem;
 mod samples;
@@ -19,6 +20,7 @@ use crate::shares::Shortage;
 use crate::upstream::{AttemptError, BreakerScope};
 
 pub use credential::CredentialFault;
+pub use engine::EngineShortage;
 
 /// A refusal, with what its texts and headers need.
 #[expect(missing_docs, reason = "each variant's comment explains its fields")]
@@ -140,6 +142,8 @@ pub enum Refusal {
     DoubtCut { why: AttemptError },
     /// A write took effect, but its answer was lost.
     AnswerLost { why: AttemptError },
+    /// What the replicas share is out of reach.
+    NoEngine { why: EngineShortage },
     /// The deadline has passed.
     Late,
     /// A fault in makegate itself.
@@ -301,6 +305,9 @@ impl Refusal {
             Self::DoubtTimedOut { .. } => row(StatusCode::GATEWAY_TIMEOUT, "MG221", "In doubt: no answer in time"),
             Self::DoubtCut { .. } => row(StatusCode::BAD_GATEWAY, "MG222", "In doubt: the answer was cut off"),
             Self::AnswerLost { .. } => row(StatusCode::BAD_GATEWAY, "MG223", "Done, but the answer was lost"),
+            Self::NoEngine { .. } => {
+                row(StatusCode::SERVICE_UNAVAILABLE, "MG241", "The replicas' database cannot be reached").stale().soon()
+            }
             Self::Late => row(StatusCode::GATEWAY_TIMEOUT, "MG231", "The deadline has passed")
                 .own()
                 .stale()
@@ -454,6 +461,7 @@ impl Refusal {
                 )
             }
             Self::AnswerLost { why } => format!("The write took effect, but {}. Do not send it again.", why.text),
+            Self::NoEngine { why } => why.detail().to_owned(),
             Self::Late => "There was no answer before the deadline; nothing was changed upstream.".to_owned(),
             Self::Internal => "makegate failed while handling this request; see its process log.".to_owned(),
         }

@@ -25,6 +25,7 @@ use crate::ids::RequestId;
 use crate::issuers::{Issuer, VerifiedTokens};
 use crate::otel::Otel;
 use crate::quota::Quota;
+use crate::replicas::Replicas;
 use crate::tasks::Tasks;
 use crate::upstream::Upstream;
 
@@ -47,6 +48,8 @@ pub struct Engines {
     pub issuers: Vec<Arc<Issuer>>,
     /// What sends telemetry, if anything does.
     pub otel: Option<Arc<Otel>>,
+    /// What is shared with other replicas, if there are any.
+    pub replicas: Option<Arc<Replicas>>,
     /// The source of time.
     pub clock: Clock,
     /// Where background tasks run.
@@ -71,6 +74,8 @@ pub struct Gateway {
     pub verified_tokens: VerifiedTokens,
     /// What sends telemetry, if anything does.
     pub otel: Option<Arc<Otel>>,
+    /// What is shared with other replicas, if there are any.
+    pub replicas: Option<Arc<Replicas>>,
     /// The callers' state.
     pub callers: Callers,
     /// Counters of everything that belongs to no caller.
@@ -93,7 +98,8 @@ impl Gateway {
     /// Makes a gateway with `config` in force.
     #[must_use]
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
-        let Engines { log, idempotency: answers, cache, quota, upstream, issuers, otel, clock, tasks } = engines;
+        let Engines { log, idempotency: answers, cache, quota, upstream, issuers, otel, replicas, clock, tasks } =
+            engines;
         issuers.iter().for_each(|issuer| issuer.follow(&tasks, &clock));
         let callers = Callers::new(clock.clone());
         callers.set_limits(&config.limits);
@@ -108,6 +114,7 @@ impl Gateway {
             quota,
             verified_tokens: VerifiedTokens::default(),
             otel,
+            replicas,
             callers,
             metrics: GatewayMetrics::default(),
             refusal_tally: RefusalTally::default(),

@@ -12,6 +12,7 @@ use crate::config::{Config, Listen, OperatorKey, SocketAccess, TlsFiles};
 use crate::door::{self, CheckedCertificate, DoorSockets};
 use crate::issuers::Issuer;
 use crate::otel::{OtelSettings, ReadSettings};
+use crate::replicas::ReplicasSettings;
 use crate::upstream::{Token, Upstream};
 use crate::watched_files::Snapshot;
 
@@ -23,6 +24,7 @@ pub struct Preparation {
     pub issuers: Vec<Arc<Issuer>>,
     pub(super) operators: Vec<OperatorKey>,
     pub(super) otel: Option<OtelSettings>,
+    pub(super) replicas: Option<ReplicasSettings>,
     pub(super) certificates: DoorCertificates<CheckedCertificate>,
     /// What is wrong with the environment: it counts as unset.
     pub warnings: Vec<String>,
@@ -53,7 +55,11 @@ impl Preparation {
         let issuers = issuers.collect();
         let otel = OtelSettings::read(&config.otel, files).map_err(|why| faults.push(StartError::configuration(why)));
         let ReadSettings { settings: otel, warnings } = otel.unwrap_or_default();
-        Self { upstream, issuers, operators, certificates, otel, warnings, faults }
+        let replicas = config
+            .replicas
+            .as_ref()
+            .and_then(|replicas| good(&mut faults, "replicas", ReplicasSettings::read(replicas, files)));
+        Self { upstream, issuers, operators, certificates, otel, replicas, warnings, faults }
     }
 
     /// Everything, or all faults.

@@ -320,6 +320,7 @@ fn check_fixed(before: &Config, after: &Config) -> Result<(), ReloadError> {
         ("audit", before.audit == after.audit),
         ("otel.queue", before.otel.queue == after.otel.queue),
         ("process", before.process == after.process),
+        ("replicas", before.replicas == after.replicas),
         ("cache.capacity", before.cache.capacity_bytes == after.cache.capacity_bytes),
     ];
     let changed: Vec<&str> = same.iter().filter(|(_, same)| !same).map(|(name, _)| *name).collect();

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use jiff::Timestamp;
 
 use super::super::admit::target::Ambiguity;
-use super::{CredentialFault, Refusal};
+use super::{CredentialFault, EngineShortage, Refusal};
 use crate::callers::SharedKind;
 use crate::clock::Clock;
 use crate::config::CertificateName;
@@ -131,6 +131,7 @@ fn of_the_upstream() -> Vec<Refusal> {
         Refusal::DoubtCut { why: ended },
         Refusal::AnswerLost { why: cut },
         Refusal::Late,
+        Refusal::NoEngine { why: EngineShortage::NoWrites },
         Refusal::Internal,
     ]
 }

@@ -1,0 +1,351 @@
+//! The PostgreSQL database that the replicas share, as the rest of `replicas` sees it: statements that go over one of three connections.
+//!
+//! Nothing here waits longer than its line's time limit, and an error says whether the statement may have been carried out.
+
+mod line;
+mod target;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::SinkExt as _;
+use tokio::sync::mpsc;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Row, Transaction};
+
+use self::line::{LineState, LiveLine};
+use crate::clock::Clock;
+use crate::tasks::Tasks;
+
+pub use target::{EngineTarget, InvalidTarget};
+
+/// The channel that fences are announced on.
+pub(super) const CHANNEL: &str = "mg_fence";
+
+/// Which of a replica's connections a statement goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// Statements on soft state, many under way at once; announcements arrive here.
+    Quick,
+    /// What must be on the engine's disk, one batch at a time.
+    Durable,
+    /// Large queries and copies.
+    Bulk,
+}
+
+impl Line {
+    /// How long a statement may take.
+    #[must_use]
+    pub const fn time_max(self) -> Duration {
+        match self {
+            Self::Quick | Self::Durable => Duration::from_millis(900),
+            Self::Bulk => Duration::from_secs(5),
+        }
+    }
+}
+
+/// A statement with the types of its parameters, prepared once per connection.
+#[derive(Debug)]
+pub struct Statement {
+    sql: &'static str,
+    types: &'static [Type],
+}
+
+impl Statement {
+    /// A statement, for a `static`.
+    #[must_use]
+    pub const fn new(sql: &'static str, types: &'static [Type]) -> Self {
+        Self { sql, types }
+    }
+}
+
+/// The parameters of a statement.
+pub type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// Why a statement brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// It never left, so it was not carried out.
+    #[error("the database cannot be reached")]
+    Unreachable,
+    /// Its answer did not come: it may have been carried out, or still be.
+    #[error("the database did not answer: {0}")]
+    Unclear(Box<str>),
+    /// The engine refused it.
+    #[error("the database refused a statement: {message} ({})", code.code())]
+    Failed {
+        /// PostgreSQL's code.
+        code: SqlState,
+        /// PostgreSQL's words.
+        message: Box<str>,
+    },
+}
+
+impl EngineError {
+    /// Whether the engine refused the statement with this code.
+    #[must_use]
+    pub fn is(&self, wanted: &SqlState) -> bool {
+        matches!(self, Self::Failed { code, .. } if code == wanted)
+    }
+
+    fn of(error: &tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            // The engine is going down, or has no room: this connection is of no use, and the transaction is over.
+            Some(told) => Self::Failed { code: told.code().clone(), message: told.message().into() },
+            None => Self::Unclear(crate::http_client::cause(error).into()),
+        }
+    }
+}
+
+/// What a replica knows of its connections.
+#[derive(Debug, Default)]
+pub struct EngineCounters {
+    /// Statements answered.
+    pub statements: AtomicU64,
+    /// Time that they took together, in microseconds.
+    pub statement_us: AtomicU64,
+    /// Statements that brought nothing.
+    pub failures: AtomicU64,
+    /// Connections made.
+    pub connects: AtomicU64,
+}
+
+/// The three connections to the engine. They are made, and made anew, in the background.
+#[derive(Debug)]
+pub struct Engine {
+    lines: [LineState; 3],
+    shared: Arc<EngineShared>,
+}
+
+/// What the lines share.
+#[derive(Debug)]
+struct EngineShared {
+    target: EngineTarget,
+    clock: Clock,
+    counters: EngineCounters,
+    /// Announcements are heard, so each connection has a session of its own. Behind a pooler they are not.
+    hears: AtomicBool,
+    announced: mpsc::Sender<String>,
+}
+
+/// Announcements that wait to be handled; further ones are dropped, and noticed by the next beat.
+const ANNOUNCED_MAX: usize = 1_024;
+
+impl Engine {
+    /// Begins to connect. Announcements arrive at the receiver.
+    pub(super) fn start(target: EngineTarget, clock: Clock, tasks: &Tasks) -> (Arc<Self>, mpsc::Receiver<String>) {
+        let (announced, receiver) = mpsc::channel(ANNOUNCED_MAX);
+        let shared = Arc::new(EngineShared {
+            target,
+            clock,
+            counters: EngineCounters::default(),
+            hears: AtomicBool::new(false),
+            announced,
+        });
+        let lines = [Line::Quick, Line::Durable, Line::Bulk].map(|line| LineState::start(line, &shared, tasks));
+        (Arc::new(Self { lines, shared }), receiver)
+    }
+
+    fn line(&self, line: Line) -> Result<Arc<LiveLine>, EngineError> {
+        let [quick, durable, bulk] = &self.lines;
+        let state = match line {
+            Line::Quick => quick,
+            Line::Durable => durable,
+            Line::Bulk => bulk,
+        };
+        state.live().ok_or(EngineError::Unreachable)
+    }
+
+    /// Carries out a statement and returns its rows.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn query(
+        &self,
+        line: Line,
+        statement: &'static Statement,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<Row>, EngineError> {
+        let live = self.line(line)?;
+        self.timed(&live, line, live.query(statement, parameters)).await
+    }
+
+    /// Carries out a statement and returns the number of rows that it changed.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn execute(
+        &self,
+        line: Line,
+        statement: &'static Statement,
+        parameters: Parameters<'_>,
+    ) -> Result<u64, EngineError> {
+        let live = self.line(line)?;
+        self.timed(&live, line, live.execute(statement, parameters)).await
+    }
+
+    /// Carries out several statements without parameters or results.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn batch(&self, line: Line, sql: &str) -> Result<(), EngineError> {
+        let live = self.line(line)?;
+        self.timed(&live, line, live.batch(sql)).await
+    }
+
+    /// Does `work` in a transaction on a line that nothing else uses meanwhile (not [`Line::Quick`]). What `work` returns without
+    /// committing is rolled back.
+    ///
+    /// # Errors
+    /// [`EngineError`]. After an error of the commit itself it is unclear whether the work was done.
+    pub async fn transaction<T>(
+        &self,
+        line: Line,
+        work: impl AsyncFnOnce(&EngineTransaction<'_>) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let live = self.line(line)?;
+        self.timed(&live, line, async {
+            let mut client = live.client().await;
+            let transaction = client.transaction().await.map_err(|error| EngineError::of(&error))?;
+            let transaction = EngineTransaction { transaction };
+            let done = work(&transaction).await?;
+            transaction.transaction.commit().await.map_err(|error| EngineError::of(&error))?;
+            Ok(done)
+        })
+        .await
+    }
+
+    /// Limits the time, counts, and gives up a connection that does not answer in time: whatever waits behind the statement would wait, too.
+    async fn timed<T>(
+        &self,
+        live: &LiveLine,
+        line: Line,
+        work: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
+        let (clock, counters) = (&self.shared.clock, &self.shared.counters);
+        let began = clock.now();
+        let done = match tokio::time::timeout(line.time_max(), pin!(work)).await {
+            Ok(done) => done,
+            Err(_) => {
+                live.give_up();
+                Err(EngineError::Unclear(format!("no answer within {} ms", line.time_max().as_millis()).into()))
+            }
+        };
+        let took = clock.now().saturating_duration_since(began);
+        match &done {
+            Ok(_) | Err(EngineError::Failed { .. }) => {
+                counters.statements.fetch_add(1, Ordering::Relaxed);
+                let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                counters.statement_us.fetch_add(us, Ordering::Relaxed);
+            }
+            Err(EngineError::Unreachable | EngineError::Unclear(_)) => {
+                counters.failures.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        done
+    }
+
+    /// Whether this line is connected.
+    #[must_use]
+    pub fn is_connected(&self, line: Line) -> bool {
+        self.line(line).is_ok()
+    }
+
+    /// Waits until this line is connected.
+    pub async fn connected(&self, line: Line) {
+        let [quick, durable, bulk] = &self.lines;
+        match line {
+            Line::Quick => quick.connected().await,
+            Line::Durable => durable.connected().await,
+            Line::Bulk => bulk.connected().await,
+        }
+    }
+
+    /// Why this line cannot connect, if it cannot.
+    #[must_use]
+    pub fn trouble(&self, line: Line) -> Option<String> {
+        let [quick, durable, bulk] = &self.lines;
+        match line {
+            Line::Quick => quick.trouble(),
+            Line::Durable => durable.trouble(),
+            Line::Bulk => bulk.trouble(),
+        }
+    }
+
+    /// Whether announcements are heard. If not (behind a pooler), whoever waits for one asks instead.
+    #[must_use]
+    pub fn hears(&self) -> bool {
+        self.shared.hears.load(Ordering::Relaxed)
+    }
+
+    /// Where the engine is, without what proves who makegate is.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        self.shared.target.address()
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counters(&self) -> &EngineCounters {
+        &self.shared.counters
+    }
+
+    /// Announces to all replicas, once, that announcements can be heard.
+    pub(super) async fn say_hello(&self) {
+        static HELLO: Statement = Statement::new("select pg_notify('mg_fence', 'hello')", &[]);
+        let _unheard = self.query(Line::Durable, &HELLO, &[]).await;
+    }
+}
+
+/// A transaction under way. Its statements are not prepared: a pooler keeps one session for it, but not the one of before.
+pub struct EngineTransaction<'c> {
+    transaction: Transaction<'c>,
+}
+
+impl EngineTransaction<'_> {
+    /// Carries out a statement and returns its rows.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn query(
+        &self,
+        statement: &'static Statement,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<Row>, EngineError> {
+        let rows = self.transaction.query_typed(statement.sql, &line::typed(statement, parameters)).await;
+        rows.map_err(|error| EngineError::of(&error))
+    }
+
+    /// Carries out a statement and returns the number of rows that it changed.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn execute(&self, statement: &'static Statement, parameters: Parameters<'_>) -> Result<u64, EngineError> {
+        let changed = self.transaction.execute_typed(statement.sql, &line::typed(statement, parameters)).await;
+        changed.map_err(|error| EngineError::of(&error))
+    }
+
+    /// Carries out several statements without parameters or results.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn batch(&self, sql: &str) -> Result<(), EngineError> {
+        self.transaction.batch_execute(sql).await.map_err(|error| EngineError::of(&error))
+    }
+
+    /// Copies `rows`, in the form that `sql` names, into a table. Returns the number of rows.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn copy_in(&self, sql: &str, rows: Bytes) -> Result<u64, EngineError> {
+        let sink = self.transaction.copy_in(sql).await.map_err(|error| EngineError::of(&error))?;
+        let mut sink = pin!(sink);
+        sink.send(rows).await.map_err(|error| EngineError::of(&error))?;
+        sink.finish().await.map_err(|error| EngineError::of(&error))
+    }
+}

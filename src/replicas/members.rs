@@ -1,0 +1,206 @@
+//! Who takes part: beats, the lease that they bring, the epoch of the soft state, and whom the others have given up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::engine::{EngineError, Line, Statement};
+use super::fences::FenceKind;
+use super::schema;
+use super::{Epoch, Replicas};
+
+/// Beats per lease.
+const BEATS: u32 = 5;
+/// A lease by another machine's clock, whose rate is within 1 % of this one's.
+pub(super) const RATES: f64 = 1.01;
+
+static BEAT: Statement = Statement::new(
+    "select epoch, verdict, head, seq, tags, doubt_ms from mg.beat($1, $2, $3, $4, $5, $6, $7, $8)",
+    &[Type::TEXT, Type::UUID, Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::TEXT, Type::TEXT],
+);
+static OTHERS: Statement =
+    Statement::new("select replica, incarnation, beats, gone from mg.member where replica <> $1", &[Type::TEXT]);
+static GONE: Statement = Statement::new(
+    "update mg.member set gone = true where replica = $1 and incarnation = $2 and beats = $3 and not gone",
+    &[Type::TEXT, Type::UUID, Type::INT8],
+);
+static LEAVE: Statement = Statement::new(
+    "update mg.member set gone = true where replica = $1 and incarnation = $2",
+    &[Type::TEXT, Type::UUID],
+);
+
+/// Another member, as far as its beats were seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SeenBeat {
+    incarnation: Uuid,
+    beats: i64,
+    /// When this beat was first seen, since the machine's start.
+    at: Duration,
+}
+
+/// How a beat was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Member,
+    Gone,
+    Joined,
+    Taken,
+}
+
+impl Verdict {
+    fn of(text: &str) -> Option<Self> {
+        match text {
+            "member" => Some(Self::Member),
+            "gone" => Some(Self::Gone),
+            "joined" => Some(Self::Joined),
+            "taken" => Some(Self::Taken),
+            _ => None,
+        }
+    }
+}
+
+/// Sends beats for as long as the service runs, and watches those of others.
+pub(super) struct BeatSender {
+    replicas: Arc<Replicas>,
+    /// When the process began, in microseconds since 1970.
+    began_us: i64,
+    count: i64,
+    others: HashMap<String, SeenBeat>,
+}
+
+impl BeatSender {
+    pub(super) fn new(replicas: Arc<Replicas>) -> Self {
+        let began_us = replicas.clock.wall().as_microsecond();
+        Self { replicas, began_us, count: 0, others: HashMap::new() }
+    }
+
+    pub(super) async fn run(mut self) {
+        let interval = self.replicas.config.lease / BEATS;
+        loop {
+            self.replicas.engine.connected(Line::Quick).await;
+            let again = match self.beat().await {
+                Ok(again) => again,
+                Err(why) => {
+                    self.replicas.note_trouble(Some(why.to_string()));
+                    false
+                }
+            };
+            if !again {
+                let asked = self.replicas.beat_now.notified();
+                let _early = tokio::time::timeout(interval, asked).await;
+            }
+        }
+    }
+
+    /// Sends one beat. Returns whether the next one must come at once.
+    async fn beat(&mut self) -> Result<bool, EngineError> {
+        let replicas = self.replicas.clone();
+        let known = replicas.epoch.borrow().clone();
+        if known.is_none()
+            && let Err(fault) = schema::check(&replicas.engine, Line::Quick, &replicas.key).await?
+        {
+            replicas.note_trouble(Some(fault.to_string()));
+            return Ok(false);
+        }
+        if !replicas.engine.hears() {
+            replicas.engine.say_hello().await;
+        }
+        self.count += 1;
+        let sent = replicas.clock.boot();
+        let epoch = known.as_ref().map(|epoch| epoch.id);
+        let (version, config) = replicas.described();
+        let applied = replicas.fences.upto();
+        let rows = replicas
+            .engine
+            .query(
+                Line::Quick,
+                &BEAT,
+                &[
+                    &&*replicas.name, &replicas.incarnation, &epoch, &self.count, &applied, &self.began_us, &version,
+                    &config,
+                ],
+            )
+            .await?;
+        let Some((id, verdict, head)) = rows.first().and_then(answer) else {
+            return Err(EngineError::Unclear("a beat brought no answer".into()));
+        };
+        let lease = replicas.config.lease;
+        match verdict {
+            Verdict::Taken => {
+                let name = &replicas.name;
+                replicas.note_trouble(Some(format!(
+                    "another makegate with the name {name} is alive: give each replica its own replicas.name"
+                )));
+                return Ok(false);
+            }
+            Verdict::Joined => {
+                replicas.fences.joined(head);
+                self.others.clear();
+                replicas.join(Epoch { id, seen: sent });
+                replicas.lease.extend(sent, lease);
+            }
+            Verdict::Member | Verdict::Gone => {
+                let all =
+                    rows.iter().filter_map(fence).all(|(place, tags, kind)| replicas.fences.take(place, &tags, kind));
+                if !all {
+                    return Err(EngineError::Unclear("a beat left fences out".into()));
+                }
+                if verdict == Verdict::Member {
+                    replicas.lease.extend(sent, lease);
+                }
+            }
+        }
+        replicas.note_trouble(None);
+        self.look_at_others().await?;
+        Ok(verdict == Verdict::Gone)
+    }
+
+    /// Gives up members whose beats have not changed for a lease.
+    async fn look_at_others(&mut self) -> Result<(), EngineError> {
+        let replicas = self.replicas.clone();
+        let rows = replicas.engine.query(Line::Quick, &OTHERS, &[&&*replicas.name]).await?;
+        let now = replicas.clock.boot();
+        let mut alive = 1_u64;
+        let mut seen = HashMap::new();
+        for row in rows {
+            let (name, incarnation, beats, gone): (String, Uuid, i64, bool) =
+                (row.get(0), row.get(1), row.get(2), row.get(3));
+            let before = self.others.get(&name).filter(|seen| seen.incarnation == incarnation && seen.beats == beats);
+            let beat = before.copied().unwrap_or(SeenBeat { incarnation, beats, at: now });
+            let is_silent = now.saturating_sub(beat.at) > replicas.config.lease.mul_f64(RATES);
+            if is_silent
+                && !gone
+                && replicas.engine.execute(Line::Quick, &GONE, &[&name, &incarnation, &beats]).await? > 0
+            {
+                tracing::warn!(replica = %name, "a replica has been silent for a lease: it is given up until it beats again");
+                replicas.counters.given_up.fetch_add(1, Ordering::Relaxed);
+            }
+            alive += u64::from(!is_silent && !gone);
+            seen.insert(name, beat);
+        }
+        self.others = seen;
+        replicas.counters.members.store(alive, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn answer(row: &Row) -> Option<(Uuid, Verdict, i64)> {
+    let (id, verdict): (Uuid, &str) = (row.get(0), row.get(1));
+    Some((id, Verdict::of(verdict)?, row.get(2)))
+}
+
+fn fence(row: &Row) -> Option<(i64, Vec<String>, FenceKind)> {
+    let place: Option<i64> = row.get(3);
+    let tags: Option<Vec<String>> = row.get(4);
+    Some((place?, tags.unwrap_or_default(), FenceKind::of_engine(row.get(5))))
+}
+
+/// Tells the others that this replica ends, so that nobody waits for it.
+pub(super) async fn leave(replicas: &Replicas) {
+    let _told = replicas.engine.execute(Line::Quick, &LEAVE, &[&&*replicas.name, &replicas.incarnation]).await;
+}

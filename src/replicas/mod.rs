@@ -1,0 +1,210 @@
+//! What several replicas of makegate share through a PostgreSQL database: who takes part, fences, quota, rates, writes and records.
+//!
+//! This module speaks with the database and knows no engine of makegate: those ask it, or hand it what it calls back
+//! ([`FenceTarget`]). Soft state (leases, fences, quota, rates, turns) lies in unlogged tables under one epoch, and is lost together;
+//! what must not be lost (writes, records, heads) is logged. `docs/decisions/replicas.md` says why it is made like this.
+
+pub mod engine;
+pub mod fences;
+mod lease;
+mod members;
+pub mod schema;
+mod settings;
+
+use std::io;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use uuid::Uuid;
+
+use self::engine::{Engine, EngineTarget};
+use self::fences::{AppliedFences, FenceKind, FenceTarget};
+use self::members::BeatSender;
+use crate::clock::Clock;
+use crate::config::ReplicasConfig;
+use crate::hash;
+use crate::tasks::Tasks;
+
+pub use lease::Lease;
+pub use settings::ReplicasSettings;
+
+/// One life of the engine's soft state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Epoch {
+    /// Its id.
+    pub id: Uuid,
+    /// When this replica first saw it, since the machine's start: not before it began.
+    pub seen: Duration,
+}
+
+/// What was counted since the start.
+#[derive(Debug, Default)]
+pub struct ReplicaCounters {
+    /// Members that are alive, with this one.
+    pub members: AtomicU64,
+    /// Members that this one has given up.
+    pub given_up: AtomicU64,
+    /// Epochs that this replica has seen begin, or has joined.
+    pub epochs: AtomicU64,
+}
+
+/// This replica's part in what all share.
+#[derive(Debug)]
+pub struct Replicas {
+    config: ReplicasConfig,
+    name: Arc<str>,
+    /// This process among all that had the name.
+    incarnation: Uuid,
+    key: [u8; 32],
+    clock: Clock,
+    engine: Arc<Engine>,
+    lease: Lease,
+    epoch: watch::Sender<Option<Epoch>>,
+    fences: AppliedFences,
+    beat_now: Notify,
+    /// The version of makegate and the hash of the configuration in force.
+    described: Mutex<(String, String)>,
+    trouble: Mutex<Option<String>>,
+    counters: ReplicaCounters,
+}
+
+impl Replicas {
+    /// Begins to take part, in the background: nothing here waits for the engine.
+    ///
+    /// # Errors
+    /// The URL cannot be used, or the machine has no random numbers.
+    pub fn start(settings: ReplicasSettings, version: &str, clock: Clock, tasks: &Tasks) -> io::Result<Arc<Self>> {
+        let ReplicasSettings { config, url, roots, name, key } = settings;
+        let target = EngineTarget::parse(&url, roots, &name).map_err(io::Error::other)?;
+        let incarnation = uuid::Builder::from_random_bytes(hash::random()?).into_uuid();
+        let (engine, announced) = Engine::start(target, clock.clone(), tasks);
+        let replicas = Arc::new(Self {
+            config,
+            name,
+            incarnation,
+            key,
+            engine,
+            lease: Lease::new(clock.clone()),
+            clock,
+            epoch: watch::Sender::new(None),
+            fences: AppliedFences::default(),
+            beat_now: Notify::new(),
+            described: Mutex::new((version.to_owned(), String::new())),
+            trouble: Mutex::default(),
+            counters: ReplicaCounters::default(),
+        });
+        tasks.spawn_until_stop(BeatSender::new(replicas.clone()).run());
+        tasks.spawn_until_stop(replicas.clone().hear(announced));
+        Ok(replicas)
+    }
+
+    /// Says what the fences guard. Until then there is nothing to guard.
+    pub fn set_fence_target(&self, target: Arc<dyn FenceTarget>) {
+        self.fences.set_target(target);
+    }
+
+    /// Says which configuration is in force, for the other replicas' operators.
+    pub fn set_config_hash(&self, sha256: String) {
+        self.described.lock().unwrap_or_else(PoisonError::into_inner).1 = sha256;
+    }
+
+    /// This replica's name.
+    #[must_use]
+    pub const fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// This process among all that had the name.
+    #[must_use]
+    pub const fn incarnation(&self) -> Uuid {
+        self.incarnation
+    }
+
+    /// `[replicas]`.
+    #[must_use]
+    pub const fn config(&self) -> &ReplicasConfig {
+        &self.config
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// The right to answer from memory.
+    #[must_use]
+    pub const fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// The epoch that this replica has joined, as it changes.
+    #[must_use]
+    pub fn epoch(&self) -> watch::Receiver<Option<Epoch>> {
+        self.epoch.subscribe()
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub const fn counters(&self) -> &ReplicaCounters {
+        &self.counters
+    }
+
+    /// Why this replica does not take part now, if it does not.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let told = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        told.or_else(|| self.engine.trouble(engine::Line::Quick))
+    }
+
+    /// Ends taking part: nobody waits for this replica any more.
+    pub async fn leave(&self) {
+        members::leave(self).await;
+    }
+
+    fn described(&self) -> (String, String) {
+        self.described.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes a trouble, and tells the process log when it begins, changes or ends.
+    fn note_trouble(&self, why: Option<String>) {
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == why {
+            return;
+        }
+        match &why {
+            Some(why) => tracing::warn!(%why, "this replica does not take part: it shares nothing with the others"),
+            None => tracing::info!(engine = self.engine.address(), "this replica takes part again"),
+        }
+        *known = why;
+    }
+
+    /// This replica is a member of an epoch, from the beginning of its membership on.
+    fn join(&self, epoch: Epoch) {
+        self.counters.epochs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        tracing::info!(epoch = %epoch.id, replica = &*self.name, "this replica has joined the others");
+        self.epoch.send_replace(Some(epoch));
+    }
+
+    /// Applies announced fences; whatever is missing between them, the next beat brings.
+    async fn hear(self: Arc<Self>, mut announced: mpsc::Receiver<String>) {
+        while let Some(told) = announced.recv().await {
+            let taken = announced_fence(&told).is_some_and(|(place, tags, kind)| self.fences.take(place, &tags, kind));
+            if !taken && told != "hello" {
+                self.beat_now.notify_one();
+            }
+        }
+    }
+}
+
+/// The fence that an announcement tells whole.
+fn announced_fence(told: &str) -> Option<(i64, Vec<String>, FenceKind)> {
+    let mut words = told.split(' ');
+    let place = words.next()?.parse().ok()?;
+    let doubt = words.next()?;
+    let doubt = if doubt == "-" { None } else { Some(doubt.parse().ok()?) };
+    let tags = words.filter(|tag| !tag.is_empty()).map(str::to_owned).collect();
+    Some((place, tags, FenceKind::of_engine(doubt)))
+}

@@ -1,0 +1,54 @@
+//! The tables and functions in the engine, and whether they are those of this makegate.
+
+use tokio_postgres::types::Type;
+
+use super::engine::{Engine, EngineError, Line, Statement};
+use crate::hash;
+
+/// Version of the schema.
+pub const VERSION: i32 = 1;
+
+/// Makes the schema; what there is stays.
+pub const SCHEMA: &str = include_str!("schema.sql");
+
+/// Why a replica must not take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SchemaFault {
+    /// There is no schema.
+    #[error("the database has no schema for makegate: run `makegate replicas init`")]
+    Missing,
+    /// It is another makegate's.
+    #[error(
+        "the database's schema has version {0}, and this makegate needs version {VERSION}: run `makegate replicas init` of the newest makegate"
+    )]
+    Version(i32),
+    /// The replicas would not recognize each other's writes.
+    #[error("replicas.key_file is not the key that the other replicas use: copy theirs")]
+    Key,
+}
+
+/// The hash of the replicas' key that the engine holds.
+#[must_use]
+pub fn key_sha256(key: &[u8; 32]) -> [u8; 32] {
+    hash::sha256_parts(&[b"makegate replicas key", key])
+}
+
+/// Checks that the schema is this makegate's, and that its replicas have this key.
+///
+/// # Errors
+/// The engine does not answer.
+pub async fn check(engine: &Engine, line: Line, key: &[u8; 32]) -> Result<Result<(), SchemaFault>, EngineError> {
+    static EXISTS: Statement = Statement::new("select to_regclass('mg.about') is not null", &[]);
+    static ABOUT: Statement = Statement::new("select version, key_sha256 from mg.about", &[] as &[Type]);
+    let exists = engine.query(line, &EXISTS, &[]).await?;
+    if !exists.first().is_some_and(|row| row.get::<_, bool>(0)) {
+        return Ok(Err(SchemaFault::Missing));
+    }
+    let about = engine.query(line, &ABOUT, &[]).await?;
+    let Some(row) = about.first() else { return Ok(Err(SchemaFault::Missing)) };
+    let (version, known): (i32, Vec<u8>) = (row.get(0), row.get(1));
+    if version != VERSION {
+        return Ok(Err(SchemaFault::Version(version)));
+    }
+    Ok(if known == key_sha256(key) { Ok(()) } else { Err(SchemaFault::Key) })
+}

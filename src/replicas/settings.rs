@@ -1,0 +1,73 @@
+//! `[replicas]` with what its files hold.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use secrecy::SecretString;
+
+use crate::config::secret::secret_in;
+use crate::config::{ReplicasConfig, is_replica_name};
+use crate::http_client::{authorities, file_error};
+use crate::watched_files::Snapshot;
+
+/// Size of the key, in bytes.
+const KEY_BYTES: u64 = 32;
+
+/// What `[replicas]` says, with what its files hold.
+pub struct ReplicasSettings {
+    /// `[replicas]`.
+    pub config: ReplicasConfig,
+    /// The engine's URL.
+    pub url: SecretString,
+    /// The authorities in `ca_file`, if it is set.
+    pub roots: Option<RootCertStore>,
+    /// This replica's name.
+    pub name: Arc<str>,
+    /// The content of `key_file`.
+    pub key: [u8; 32],
+}
+
+impl fmt::Debug for ReplicasSettings {
+    /// Hides the URL and the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplicasSettings").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl ReplicasSettings {
+    /// Reads the files that `[replicas]` names.
+    ///
+    /// # Errors
+    /// Which of them cannot be used, why, and what to do.
+    pub fn read(config: &ReplicasConfig, files: &Snapshot) -> io::Result<Self> {
+        let url = secret_in(files, &config.url).map_err(io::Error::other)?;
+        let roots = config.ca_file.as_deref().map(|path| authorities(path, files)).transpose()?;
+        let name = match &config.name {
+            Some(name) => name.clone(),
+            None => host_name()?,
+        };
+        Ok(Self { config: config.clone(), url, roots, name, key: key(&config.key_file, files)? })
+    }
+}
+
+/// The key that all replicas share.
+fn key(path: &Path, files: &Snapshot) -> io::Result<[u8; 32]> {
+    let read = files.read(path, KEY_BYTES);
+    let bytes = read.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            file_error(path, &"does not exist: `makegate replicas init` makes it, once for all replicas")
+        }
+        _ => file_error(path, &error),
+    })?;
+    <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| file_error(path, &"does not hold the 32 bytes of a key"))
+}
+
+/// The host's name, which is a pod's name in Kubernetes.
+fn host_name() -> io::Result<Arc<str>> {
+    let about = rustix::system::uname();
+    let name = about.nodename().to_str().ok().filter(|name| is_replica_name(name));
+    name.map(Arc::from).ok_or_else(|| io::Error::other("the host's name cannot be a replica's name: set replicas.name"))
+}

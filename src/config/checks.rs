@@ -50,15 +50,17 @@ fn bounds(root: &Table<'_>, config: &Config) {
         root.wrong_at(&["otel", key], format!("{key} is out of range"), help);
     }
     if let Some(replicas) = &config.replicas {
-        let bounds = [
+        let is_long = replicas.lease > config.upstream.write_deadline / 2;
+        let times = [
+            ("lease", replicas.lease >= Duration::from_secs(1), "write \"1s\" or more"),
             (
                 "lease",
-                (Duration::from_secs(1)..=Duration::from_mins(1)).contains(&replicas.lease),
-                "write \"1s\" to \"60s\"",
+                !is_long,
+                "write half of upstream.write_deadline or less: the answer to a write may wait for a lease",
             ),
             ("keep", replicas.keep >= Duration::from_hours(24), "write \"1d\" or more: records are dropped by days"),
         ];
-        for (key, _, help) in bounds.into_iter().filter(|(_, holds, _)| !holds) {
+        for (key, _, help) in times.into_iter().filter(|(_, holds, _)| !holds) {
             root.wrong_at(&["replicas", key], format!("{key} is out of range"), help);
         }
     }

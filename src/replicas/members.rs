@@ -50,6 +50,7 @@ enum Verdict {
     Gone,
     Joined,
     Taken,
+    Late,
 }
 
 impl Verdict {
@@ -59,6 +60,7 @@ impl Verdict {
             "gone" => Some(Self::Gone),
             "joined" => Some(Self::Joined),
             "taken" => Some(Self::Taken),
+            "late" => Some(Self::Late),
             _ => None,
         }
     }
@@ -83,6 +85,9 @@ impl BeatSender {
         let interval = self.replicas.config.lease / BEATS;
         loop {
             self.replicas.engine.connected(Line::Quick).await;
+            if self.replicas.is_leaving.load(Ordering::SeqCst) {
+                return;
+            }
             let again = match self.beat().await {
                 Ok(again) => again,
                 Err(why) => {
@@ -138,6 +143,7 @@ impl BeatSender {
                 )));
                 return Ok(false);
             }
+            Verdict::Late => return Err(EngineError::Unclear("a beat came after a newer one".into())),
             Verdict::Joined => {
                 replicas.fences.joined(head);
                 self.others.clear();

@@ -12,7 +12,7 @@ pub mod schema;
 mod settings;
 
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ pub struct Replicas {
     epoch: watch::Sender<Option<Epoch>>,
     fences: AppliedFences,
     beat_now: Notify,
+    /// No further beat may be sent.
+    is_leaving: AtomicBool,
     /// The version of makegate and the hash of the configuration in force.
     described: Mutex<(String, String)>,
     trouble: Mutex<Option<String>>,
@@ -91,6 +93,7 @@ impl Replicas {
             epoch: watch::Sender::new(None),
             fences: AppliedFences::default(),
             beat_now: Notify::new(),
+            is_leaving: AtomicBool::new(false),
             described: Mutex::new((version.to_owned(), String::new())),
             trouble: Mutex::default(),
             counters: ReplicaCounters::default(),
@@ -161,6 +164,7 @@ impl Replicas {
 
     /// Ends taking part: nobody waits for this replica any more.
     pub async fn leave(&self) {
+        self.is_leaving.store(true, Ordering::SeqCst);
         members::leave(self).await;
     }
 
@@ -183,7 +187,7 @@ impl Replicas {
 
     /// This replica is a member of an epoch, from the beginning of its membership on.
     fn join(&self, epoch: Epoch) {
-        self.counters.epochs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.counters.epochs.fetch_add(1, Ordering::Relaxed);
         tracing::info!(epoch = %epoch.id, replica = &*self.name, "this replica has joined the others");
         self.epoch.send_replace(Some(epoch));
     }

@@ -55,7 +55,8 @@ create unlogged table if not exists mg.turn (
 --   joined:  it must fence everything before it counts a lease;
 --   gone:    others had given it up. It is back, but has no lease before its next beat: a fence that was raised while it was gone
 --            waited for nobody, and may be too young for this answer;
---   taken:   another process with this name is alive.
+--   taken:   another process with this name is alive;
+--   late:    a newer beat of this process was carried out before. This one is void: nobody hears its answer any more.
 create or replace function mg.beat(
   me text, inc uuid, ep uuid, n bigint, done bigint, began_us bigint, release text, config text)
 returns table (epoch uuid, verdict text, head bigint, seq bigint, tags text[], doubt_ms int)
@@ -77,6 +78,14 @@ begin
   if was.replica is not null and was.incarnation <> inc and not was.gone then
     return query select cur, 'taken', h, null::bigint, null::text[], null::int;
     return;
+  end if;
+  if was.incarnation = inc and was.beats >= n then
+    return query select cur, 'late', h, null::bigint, null::text[], null::int;
+    return;
+  end if;
+  -- A primary that was replaced by its standby must not go on giving leases: with a synchronous standby, this commit waits for it.
+  if current_setting('synchronous_standby_names') <> '' then
+    perform pg_logical_emit_message(true, 'mg', '');
   end if;
   if was.incarnation = inc and cur = ep and (h <= done or oldest <= done + 1) then
     v := case when was.gone then 'gone' else 'member' end;

@@ -188,9 +188,15 @@ impl<'t> Diagnostics<'t> {
             homes.entry(&setting.key).or_insert(&setting.path);
         }
         for UnknownKey { place, path, key, known } in unknown {
-            let is_source = |key: &&str| looks_secret(key) && (key.ends_with("_file") || key.ends_with("_env"));
+            let source_of = |source: &'static str| ["_file", "_env"].iter().find_map(|end| source.strip_suffix(end));
+            let is_twin = |source: &&'static str| source_of(source) == Some(&*key);
+            let has_twin = known.iter().any(|source| is_twin(source));
+            let is_source = |source: &&'static str| {
+                if has_twin { is_twin(source) } else { looks_secret(source) && source_of(source).is_some() }
+            };
             let sources = known.iter().copied().filter(is_source).collect::<Vec<_>>().join(" or ");
             let help = match (nearest(&key, known.iter().copied()), homes.get(&*key)) {
+                _ if has_twin => format!("this file must not contain secrets; use {sources}"),
                 _ if sections.contains(&*key) => format!("write [{key}] on its own line, with its keys below"),
                 (Some(near), _) => format!("did you mean \"{near}\"?"),
                 (None, _) if looks_secret(&key) && !sources.is_empty() => {

@@ -115,6 +115,17 @@ pub struct EngineCounters {
     pub connects: AtomicU64,
 }
 
+/// Whether a server that says this will carry nothing out.
+fn is_end(code: &SqlState) -> bool {
+    let ends = [
+        SqlState::READ_ONLY_SQL_TRANSACTION,
+        SqlState::ADMIN_SHUTDOWN,
+        SqlState::CRASH_SHUTDOWN,
+        SqlState::CANNOT_CONNECT_NOW,
+    ];
+    ends.contains(code)
+}
+
 /// The three connections to the engine. They are made, and made anew, in the background.
 #[derive(Debug)]
 pub struct Engine {
@@ -238,6 +249,8 @@ impl Engine {
         };
         let took = clock.now().saturating_duration_since(began);
         match &done {
+            // A server that was demoted, or is going down, is not the engine any more.
+            Err(EngineError::Failed { code, .. }) if is_end(code) => live.give_up(),
             Ok(_) | Err(EngineError::Failed { .. }) => {
                 counters.statements.fetch_add(1, Ordering::Relaxed);
                 let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);

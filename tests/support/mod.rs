@@ -4,10 +4,13 @@
 
 #[cfg(target_os = "linux")]
 pub(crate) mod disk;
+pub(crate) mod fleet;
 pub(crate) mod golden;
 pub(crate) mod hostile;
 pub(crate) mod issuer;
+pub(crate) mod link;
 pub(crate) mod otlp;
+pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod relay;

@@ -1,0 +1,17 @@
+//! Several replicas, one file for each promise and for each thing that happens to them: real processes on a real PostgreSQL, with a
+//! link between each two that is cut, held, delayed or half-open. Without PostgreSQL they say so, and pass.
+
+#![allow(clippy::disallowed_methods, reason = "a test may wait for files")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails, and says its seed"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod engine;

@@ -147,6 +147,9 @@ impl Service {
         let replicas =
             replicas.map(|settings| Replicas::start(settings, RELEASE, clock.clone(), &replica_tasks)).transpose();
         let replicas = replicas.map_err(StartError::configuration)?;
+        if let (Some(replicas), Some(sha256)) = (&replicas, files.hashes().of(&file)) {
+            replicas.set_config_hash(hash::hex(&sha256));
+        }
         let buffer_bytes = config.audit.buffer_bytes;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines {

@@ -203,6 +203,7 @@ impl ServiceInner {
         let prepared = prepared?;
         let hash = hashes.of(&self.file).unwrap_or_default();
         *lock(&self.watch.in_force) = hashes;
+        self.gateway.replicas.iter().for_each(|replicas| replicas.set_config_hash(hash::hex(&hash)));
         // With very many callers this takes longer than other tasks on this thread should wait.
         let inner = self.clone();
         let applied = tokio::task::spawn_blocking(move || inner.put_in_force(prepared)).await;

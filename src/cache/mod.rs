@@ -24,7 +24,7 @@ pub use entry::{Entry, NewEntry};
 pub use fence::{FenceSet, FetchStamp, Invalidation};
 pub use freshness::{RefreshPolicy, RequestDirectives};
 pub use shared_fetch::{FetchHandle, FetchLost, FetchWaiter, JoinGroup, JoinRequest, SharedFetches};
-pub use status::{CacheStatus, ForwardReason};
+pub use status::{CacheDetail, CacheStatus, ForwardReason};
 pub use storable::{Lifetime, StorePolicy, storable};
 
 use crate::clock::Clock;
@@ -141,6 +141,18 @@ impl Cache {
             Lookup::Bypass
         } else {
             Lookup::Fetch { why, fallback, since: request_directives.oldest_acceptable_fetch(refresh_policy, now) }
+        }
+    }
+
+    /// As [`Self::lookup`], for a reader whom nothing may answer that was fetched before it came: fences may be missing here.
+    #[must_use]
+    pub fn lookup_nothing(request_directives: &RequestDirectives, now: Instant) -> Lookup {
+        if request_directives.only_if_cached {
+            Lookup::NotHeld
+        } else if request_directives.no_store {
+            Lookup::Bypass
+        } else {
+            Lookup::Fetch { why: ForwardReason::Miss, fallback: None, since: Some(now) }
         }
     }
 

@@ -33,6 +33,25 @@ impl ForwardReason {
     }
 }
 
+/// What else is to be said of an answer (RFC 9211, section 2.8), while this replica may have missed other replicas' writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CacheDetail {
+    /// Nothing in memory was allowed to answer.
+    NoLease,
+    /// Memory was allowed to answer, and may not know of a write.
+    Unfenced,
+}
+
+impl CacheDetail {
+    /// The header's parameter.
+    const fn parameter(self) -> &'static str {
+        match self {
+            Self::NoLease => "; detail=no-lease",
+            Self::Unfenced => "; detail=unfenced",
+        }
+    }
+}
+
 /// A member of `Cache-Status`. Its `Display` is the header's value. `hit` and `fwd` exclude each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheStatus {
@@ -40,6 +59,8 @@ pub enum CacheStatus {
     Hit {
         /// Remaining freshness in seconds; negative when stale.
         ttl: i64,
+        /// What else is to be said.
+        detail: Option<CacheDetail>,
     },
     /// The upstream was asked, or would have been. This includes a stale entry that answers for a failed upstream,
     /// with `why` stale.
@@ -52,6 +73,8 @@ pub enum CacheStatus {
         stored: bool,
         /// Whether it shared another request's fetch.
         collapsed: bool,
+        /// What else is to be said.
+        detail: Option<CacheDetail>,
     },
 }
 
@@ -62,8 +85,11 @@ impl CacheStatus {
     /// Those of `out`.
     pub fn write(&self, out: &mut impl fmt::Write) -> fmt::Result {
         match *self {
-            Self::Hit { ttl } => write!(out, "makegate; hit; ttl={ttl}"),
-            Self::Forward { why, status, stored, collapsed } => {
+            Self::Hit { ttl, detail } => {
+                write!(out, "makegate; hit; ttl={ttl}")?;
+                out.write_str(detail.map_or("", CacheDetail::parameter))
+            }
+            Self::Forward { why, status, stored, collapsed, detail } => {
                 out.write_str("makegate; fwd=")?;
                 out.write_str(why.as_str())?;
                 if let Some(status) = status {
@@ -71,7 +97,8 @@ impl CacheStatus {
                     out.write_str(status.as_str())?;
                 }
                 out.write_str(if stored { "; stored" } else { "" })?;
-                out.write_str(if collapsed { "; collapsed" } else { "" })
+                out.write_str(if collapsed { "; collapsed" } else { "" })?;
+                out.write_str(detail.map_or("", CacheDetail::parameter))
             }
         }
     }
@@ -91,10 +118,20 @@ mod tests {
     fn values_are_as_rfc_9211_has_them() {
         let forward = |why, status, stored, collapsed| {
             let status = Some(status).filter(|s| *s > 0).and_then(|s| StatusCode::from_u16(s).ok());
-            CacheStatus::Forward { why, status, stored, collapsed }.to_string()
+            CacheStatus::Forward { why, status, stored, collapsed, detail: None }.to_string()
         };
-        assert_eq!(CacheStatus::Hit { ttl: 299 }.to_string(), "makegate; hit; ttl=299");
-        assert_eq!(CacheStatus::Hit { ttl: -12 }.to_string(), "makegate; hit; ttl=-12");
+        let hit = |ttl, detail| CacheStatus::Hit { ttl, detail }.to_string();
+        assert_eq!(hit(299, None), "makegate; hit; ttl=299");
+        assert_eq!(hit(-12, None), "makegate; hit; ttl=-12");
+        assert_eq!(hit(299, Some(CacheDetail::Unfenced)), "makegate; hit; ttl=299; detail=unfenced");
+        let unleased = CacheStatus::Forward {
+            why: ForwardReason::Miss,
+            status: Some(StatusCode::OK),
+            stored: true,
+            collapsed: false,
+            detail: Some(CacheDetail::NoLease),
+        };
+        assert_eq!(unleased.to_string(), "makegate; fwd=miss; fwd-status=200; stored; detail=no-lease");
         assert_eq!(forward(ForwardReason::Miss, 200, true, false), "makegate; fwd=miss; fwd-status=200; stored");
         assert_eq!(forward(ForwardReason::Miss, 200, false, true), "makegate; fwd=miss; fwd-status=200; collapsed");
         assert_eq!(forward(ForwardReason::Stale, 503, false, false), "makegate; fwd=stale; fwd-status=503");

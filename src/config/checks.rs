@@ -79,7 +79,11 @@ fn bounds(root: &Table<'_>, config: &Config) {
 /// Pairs of settings where the first must not exceed the second.
 fn order(root: &Table<'_>, config: &Config) {
     let (upstream, limits) = (&config.upstream, &config.limits);
+    let replicas = config.replicas.as_ref();
+    let lease = replicas.map_or(Duration::ZERO, |replicas| replicas.lease);
     let times = [
+        // A write's attempts end a lease before its deadline.
+        (["replicas", "lease"], lease, "half of upstream.write_deadline", upstream.write_deadline / 2),
         (["upstream", "attempt"], upstream.attempt, "deadline", upstream.deadline),
         (["upstream", "write_attempt"], upstream.write_attempt, "write_deadline", upstream.write_deadline),
         (["upstream", "connect"], upstream.connect, "attempt", upstream.attempt),

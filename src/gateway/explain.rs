@@ -9,11 +9,12 @@ use serde::Serialize;
 use super::admit::policy::{Caller, Policy, bucket};
 use super::admit::steps;
 use super::admit::target::Ambiguity;
+use super::fences::MemoryUse;
 use super::forward::{breaker_refusal, quota_refusal};
 use super::read::list_scope;
 use super::read::lookup::{ReadRequest, entry_for, key_and_target};
 use super::refusal::{Refusal, seconds};
-use super::request::patience;
+use super::request::{fence_time, patience};
 use super::state::Gateway;
 use crate::cache::{Lookup, RequestDirectives};
 use crate::catalogue::{BodyKind, MatchedOperation, RetryClass};
@@ -209,7 +210,15 @@ fn lookup(running: RunningGateway<'_>, read_request: &ReadRequest<'_>, step_list
     let page = narrows.then(|| list_scope::ListPage::of(read_request.target));
     let (key, _) = key_and_target(read_request, page.as_ref());
     let now = gateway.clock.now();
-    match entry_for(gateway, read_request, &key, &RequestDirectives::default(), now) {
+    let memory = gateway.memory_use();
+    if let Some((verdict, why)) = lease(gateway, memory) {
+        step_list.add("lease", verdict, why);
+    }
+    let mut fetch = |why: String| {
+        step_list.add("look up", "fetch", why);
+        MemoryAnswer::Nothing
+    };
+    match entry_for(gateway, (read_request, memory), &key, &RequestDirectives::default(), now) {
         Lookup::Hit(entry) => {
             let (age, ttl) = (entry.age(now).as_secs(), entry.ttl(now));
             step_list.add(
@@ -223,9 +232,28 @@ fn lookup(running: RunningGateway<'_>, read_request: &ReadRequest<'_>, step_list
             step_list.add("look up", "fetch", format!("not in memory, but a stale answer is available; {kept}"));
             MemoryAnswer::Stale
         }
+        Lookup::Fetch { .. } if memory == MemoryUse::Forbidden => fetch(kept),
         Lookup::Fetch { fallback: None, .. } => fetch(format!("not in memory; {kept}")),
         Lookup::Bypass | Lookup::NotHeld => fetch(kept),
     }
+}
+
+/// What this replica's lease means for memory, if there are other replicas.
+fn lease(gateway: &Gateway, memory: MemoryUse) -> Option<(&'static str, String)> {
+    let left = gateway.replicas.as_ref()?.lease().left();
+    Some(match memory {
+        MemoryUse::Allowed => {
+            ("allow", format!("memory may answer: this replica's lease lasts {} ms more", left.as_millis()))
+        }
+        MemoryUse::Unfenced => (
+            "allow",
+            "memory answers though this replica has no lease, because replicas.without is \"memory\"".to_owned(),
+        ),
+        MemoryUse::Forbidden => (
+            "fetch",
+            "memory may not answer: this replica has no lease, so it may have missed another's write".to_owned(),
+        ),
+    })
 }
 
 /// What the quota would answer now.
@@ -244,6 +272,7 @@ fn quota(running: RunningGateway<'_>, read_request: &ReadRequest<'_>) -> Result<
         true => (upstream.write_deadline, upstream.write_attempt),
         false => (upstream.deadline, upstream.attempt),
     };
+    let deadline = deadline.saturating_sub(fence_time(policy, matched.operation));
     let latest = gateway.clock.now() + upstream.quota_wait.min(patience(deadline, attempt.min(deadline)));
     let outlook = gateway.quota.foresee(bucket, &caller.config.name, eligible, latest).map_err(quota_refusal)?;
     let QuotaOutlook { after, limit, free, spent, share, .. } = outlook;

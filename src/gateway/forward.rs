@@ -246,7 +246,7 @@ pub(crate) async fn forward(
             number: facts.attempts,
             ending: &ending,
             token_changed: upstream.token_generation() != generation,
-            left: request.time_left(&gateway.clock),
+            left: request.sending_time_left(&gateway.clock),
         };
         let RetryDecision::Retry { pause } = upstream.decide_retry(request.caller(), &attempted) else {
             break Ok((upstream, ending));
@@ -310,7 +310,7 @@ async fn attempt(
 
 fn attempt_time(request: &AuthorizedRequest, gateway: &Gateway) -> Duration {
     // Ends a little before the deadline, so that the answer says how the attempt ended.
-    let left = request.time_left(&gateway.clock);
+    let left = request.sending_time_left(&gateway.clock);
     request.attempt_time_max().min(left.saturating_sub(ANSWER_RESERVE.min(left / 10)))
 }
 

@@ -6,6 +6,7 @@
 pub mod admit;
 pub(crate) mod etag;
 pub mod explain;
+pub(crate) mod fences;
 pub(crate) mod forward;
 mod header_value;
 pub mod key_expiry;

@@ -18,6 +18,7 @@ use crate::catalogue::Operation;
 use crate::clock::Clock;
 use crate::ids::RequestId;
 use crate::quota::BucketId;
+use crate::replicas::fences::longest_wait;
 use crate::upstream::{BreakerKey, Outgoing};
 
 pub(crate) struct AuthorizedRequest {
@@ -67,6 +68,11 @@ impl AuthorizedRequest {
         self.deadline.saturating_duration_since(clock.now())
     }
 
+    /// Time left for attempts. Those of a write end early enough for its fence to be raised at the other replicas before the answer is due.
+    pub(crate) fn sending_time_left(&self, clock: &Clock) -> Duration {
+        self.time_left(clock).saturating_sub(fence_time(&self.policy, &self.row))
+    }
+
     /// Times a step until the returned value is dropped, if the trace is sent.
     pub(crate) fn step(&self, step: WaitStep) -> Option<StepSpan<'_>> {
         self.trace.as_ref().map(|trace| trace.step(step))
@@ -100,12 +106,12 @@ impl AuthorizedRequest {
     pub(crate) fn attempt_time_max(&self) -> Duration {
         let upstream = &self.policy.config.upstream;
         let most = if self.row.is_write() { upstream.write_attempt } else { upstream.attempt };
-        most.min(self.deadline.saturating_duration_since(self.read))
+        most.min(self.deadline.saturating_duration_since(self.read).saturating_sub(fence_time(&self.policy, &self.row)))
     }
 
     /// How long it may still wait in queues.
     pub(crate) fn patience(&self, clock: &Clock) -> Duration {
-        patience(self.time_left(clock), self.attempt_time_max())
+        patience(self.sending_time_left(clock), self.attempt_time_max())
     }
 }
 
@@ -113,6 +119,12 @@ impl AuthorizedRequest {
 /// write would only end in doubt.
 pub(crate) fn patience(left: Duration, attempt_max: Duration) -> Duration {
     left.saturating_sub(attempt_max / 8)
+}
+
+/// How long before its deadline a request stops sending, because the fence of a write may wait for the other replicas' leases.
+pub(crate) fn fence_time(policy: &Policy, row: &Operation) -> Duration {
+    let replicas = policy.config.replicas.as_ref().filter(|_| row.is_write());
+    replicas.map_or(Duration::ZERO, |replicas| longest_wait(replicas.lease))
 }
 
 /// Can the answer come from the cache?

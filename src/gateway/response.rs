@@ -192,7 +192,7 @@ impl Reply {
         }
         if let Some(cache) = self.cache {
             put_header(&mut headers, &CACHE_STATUS, |writer| match cache {
-                CacheStatus::Hit { ttl: ttl @ 0.. } => writer.text(HIT).number(ttl.unsigned_abs()),
+                CacheStatus::Hit { ttl: ttl @ 0.., detail: None } => writer.text(HIT).number(ttl.unsigned_abs()),
                 CacheStatus::Hit { .. } | CacheStatus::Forward { .. } => writer.written(|out| cache.write(out)),
             });
         }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::admit::policy::Policy;
+use super::fences::{FencedCache, RaisedFence};
 use super::large_work::LargeWork;
 use super::metrics::GatewayMetrics;
 use super::refusal::Refusal;
@@ -104,7 +105,7 @@ impl Gateway {
         let callers = Callers::new(clock.clone());
         callers.set_limits(&config.limits);
         log.doubts().room().set_limit(config.limits.doubts);
-        Arc::new(Self {
+        let gateway = Arc::new(Self {
             policy: ArcSwap::from_pointee(Policy::new(config, issuers, &callers)),
             upstream: ArcSwap::new(upstream),
             shared_fetches: SharedFetches::new(&cache),
@@ -124,7 +125,11 @@ impl Gateway {
             refresh_permits: Arc::new(Semaphore::new(REFRESH_AHEAD_MAX)),
             large_work: LargeWork::new(),
             draining: AtomicBool::new(false),
-        })
+        });
+        if let Some(replicas) = &gateway.replicas {
+            replicas.set_fence_target(Arc::new(FencedCache(Arc::downgrade(&gateway))));
+        }
+        gateway
     }
 
     /// The policy in force. A request takes it once and keeps it.
@@ -160,7 +165,7 @@ impl Gateway {
             self.upstream.swap(upstream).retire();
         }
         if forget {
-            self.cache.purge_all();
+            self.purge(None).1.in_background(&self.tasks);
         }
     }
 
@@ -174,16 +179,17 @@ impl Gateway {
             self.cache.raise::<&str>(&[], Invalidation::Settled { settle: cache.settle });
         }
         for doubt in &recovered.doubts {
-            self.fence_doubt(doubt, Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt });
+            let after = Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt };
+            self.fence_doubt(doubt, after).in_background(&self.tasks);
         }
     }
 
     /// Fences what this write touches, or everything if its operation is unknown now.
-    pub(crate) fn fence_doubt(&self, doubt: &Doubt, after: Invalidation) {
+    pub(crate) fn fence_doubt(&self, doubt: &Doubt, after: Invalidation) -> RaisedFence {
         let policy = self.policy();
         let row = policy.catalogue().row(&doubt.operation);
         let tags = row.and_then(|row| super::tags::of_path(row, &doubt.path));
-        self.cache.raise(&tags.unwrap_or_default(), after);
+        self.raise(tags.unwrap_or_default(), after)
     }
 
     /// Reports not ready from now on. Requests are still answered, but no new ones should come.

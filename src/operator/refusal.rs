@@ -65,6 +65,8 @@ pub(super) enum OperatorRefusal {
     TooManyLivePages,
     NoRoom,
     CannotRecord,
+    /// The other replicas could not be told yet.
+    OthersNotTold,
     Query(QueryError),
     NoRecord {
         newest: u64,
@@ -136,6 +138,9 @@ impl OperatorRefusal {
             Self::TooManyFollowers => (StatusCode::SERVICE_UNAVAILABLE, "too-many-followers", "Too many followers"),
             Self::TooManyLivePages => (StatusCode::SERVICE_UNAVAILABLE, "too-many-live-pages", "Too many live pages"),
             Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "no-room", "Too many large answers under way"),
+            Self::OthersNotTold => {
+                (StatusCode::SERVICE_UNAVAILABLE, "others-not-told", "The other replicas do not know of it yet")
+            }
             Self::CannotRecord => (StatusCode::SERVICE_UNAVAILABLE, "cannot-record", "The log cannot record this"),
             Self::Query(QueryError::TooLong) => {
                 (StatusCode::GATEWAY_TIMEOUT, "query-too-long", "The query took too long")
@@ -226,6 +231,10 @@ impl OperatorRefusal {
                 "No more pages can be live for this operator now. Close one, or load the page again from time to time.".to_owned()
             }
             Self::NoRoom => "Other large answers are still being read. Ask for less with `limit`, or try again.".to_owned(),
+            Self::OthersNotTold => {
+                "It was done here. The other replicas do it as soon as the database that they share can be reached; /replicas says why it cannot."
+                    .to_owned()
+            }
             Self::CannotRecord => "Nothing was done, because it could not be recorded. /readyz?verbose says why.".to_owned(),
             Self::NoRecord { newest } => capital(&format!("{}.", ProofError::NoRecord { newest: *newest })),
             Self::LogAltered => capital(&format!("{}.", ProofError::Altered)),

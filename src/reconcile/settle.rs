@@ -73,7 +73,8 @@ async fn claim_and_settle(gateway: Arc<Gateway>, intent: u64, verdict: Settlemen
     if recorded.is_ok() || is_late {
         let (caller, operation, done) = (&*doubt.caller, &*doubt.operation, verdict.done);
         tracing::info!(target: ALWAYS, request = %doubt.request, caller, operation, done, by, "a write in doubt was settled");
-        gateway.fence_doubt(&doubt, Invalidation::Settled { settle: gateway.policy().config.cache.settle });
+        let after = Invalidation::Settled { settle: gateway.policy().config.cache.settle };
+        gateway.fence_doubt(&doubt, after).everywhere().await;
         if let Some(keyed) = keyed.filter(|_| !verdict.done) {
             gateway.idempotency.settle_not_done(keyed.key, keyed.request).await;
         }

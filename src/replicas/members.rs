@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::engine::{EngineError, Line, Statement};
-use super::fences::FenceKind;
+use super::fences::{OrderedFence, Taken};
 use super::schema;
 use super::{Epoch, Replicas};
 
@@ -20,7 +20,7 @@ const BEATS: u32 = 5;
 pub(super) const RATES: f64 = 1.01;
 
 static BEAT: Statement = Statement::new(
-    "select epoch, verdict, head, seq, tags, doubt_ms from mg.beat($1, $2, $3, $4, $5, $6, $7, $8)",
+    "select epoch, verdict, head, seq, tags, doubt_ms, raised_by from mg.beat($1, $2, $3, $4, $5, $6, $7, $8)",
     &[Type::TEXT, Type::UUID, Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::TEXT, Type::TEXT],
 );
 static OTHERS: Statement =
@@ -105,7 +105,7 @@ impl BeatSender {
     /// Sends one beat. Returns whether the next one must come at once.
     async fn beat(&mut self) -> Result<bool, EngineError> {
         let replicas = self.replicas.clone();
-        let known = replicas.epoch.borrow().clone();
+        let known = *replicas.epoch.borrow();
         if known.is_none()
             && let Err(fault) = schema::check(&replicas.engine, Line::Quick, &replicas.key).await?
         {
@@ -145,15 +145,17 @@ impl BeatSender {
             }
             Verdict::Late => return Err(EngineError::Unclear("a beat came after a newer one".into())),
             Verdict::Joined => {
-                replicas.fences.joined(head);
+                // Not `sent`: the epoch may have begun since, and members of the one before it may have got leases until then.
+                let seen = replicas.clock.boot();
+                replicas.fences.joined(id, head);
                 self.others.clear();
-                replicas.join(Epoch { id, seen: sent });
+                replicas.join(Epoch { id, seen });
                 replicas.lease.extend(sent, lease);
             }
             Verdict::Member | Verdict::Gone => {
-                let all =
-                    rows.iter().filter_map(fence).all(|(place, tags, kind)| replicas.fences.take(place, &tags, kind));
-                if !all {
+                let mut missed = rows.iter().filter_map(|row| OrderedFence::of_row(row, 3));
+                let has_gap = missed.any(|fence| replicas.fences.take(id, &fence) == Taken::Early);
+                if has_gap || replicas.fences.upto() < head {
                     return Err(EngineError::Unclear("a beat left fences out".into()));
                 }
                 if verdict == Verdict::Member {
@@ -198,12 +200,6 @@ impl BeatSender {
 fn answer(row: &Row) -> Option<(Uuid, Verdict, i64)> {
     let (id, verdict): (Uuid, &str) = (row.get(0), row.get(1));
     Some((id, Verdict::of(verdict)?, row.get(2)))
-}
-
-fn fence(row: &Row) -> Option<(i64, Vec<String>, FenceKind)> {
-    let place: Option<i64> = row.get(3);
-    let tags: Option<Vec<String>> = row.get(4);
-    Some((place?, tags.unwrap_or_default(), FenceKind::of_engine(row.get(5))))
 }
 
 /// Tells the others that this replica ends, so that nobody waits for it.

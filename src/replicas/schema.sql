@@ -43,7 +43,7 @@ create unlogged table if not exists mg.member (
   version text not null, config_sha256 text not null) with (fillfactor = 30);
 create unlogged table if not exists mg.fence_head (one bool primary key default true check (one), seq bigint not null);
 create unlogged table if not exists mg.fence (
-  seq bigint primary key, tags text[] not null, doubt_ms int, at timestamptz not null);
+  seq bigint primary key, tags text[] not null, doubt_ms int, raised_by uuid not null, at timestamptz not null);
 create unlogged table if not exists mg.rate (caller text primary key, tat_us bigint not null) with (fillfactor = 50);
 create unlogged table if not exists mg.bucket (
   id text primary key, version bigint not null, state bytea not null) with (fillfactor = 30);
@@ -59,7 +59,8 @@ create unlogged table if not exists mg.turn (
 --   late:    a newer beat of this process was carried out before. This one is void: nobody hears its answer any more.
 create or replace function mg.beat(
   me text, inc uuid, ep uuid, n bigint, done bigint, began_us bigint, release text, config text)
-returns table (epoch uuid, verdict text, head bigint, seq bigint, tags text[], doubt_ms int)
+returns table (epoch uuid, verdict text, head bigint, seq bigint, tags text[], doubt_ms int,
+  raised_by uuid)
 language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -76,11 +77,11 @@ begin
   select f.seq into h from mg.fence_head f;
   select min(f.seq) into oldest from mg.fence f;
   if was.replica is not null and was.incarnation <> inc and not was.gone then
-    return query select cur, 'taken', h, null::bigint, null::text[], null::int;
+    return query select cur, 'taken', h, null::bigint, null::text[], null::int, null::uuid;
     return;
   end if;
   if was.incarnation = inc and was.beats >= n then
-    return query select cur, 'late', h, null::bigint, null::text[], null::int;
+    return query select cur, 'late', h, null::bigint, null::text[], null::int, null::uuid;
     return;
   end if;
   -- A primary that was replaced by its standby must not go on giving leases: with a synchronous standby, this commit waits for it.
@@ -91,7 +92,7 @@ begin
     v := case when was.gone then 'gone' else 'member' end;
     update mg.member set beats = n, acked = greatest(acked, done), gone = false, version = release, config_sha256 = config
       where replica = me;
-    return query select cur, v, h, f.seq, f.tags, f.doubt_ms
+    return query select cur, v, h, f.seq, f.tags, f.doubt_ms, f.raised_by
       from (select 1) one left join mg.fence f on f.seq > done order by f.seq;
     return;
   end if;
@@ -101,20 +102,20 @@ begin
     values (me, inc, n, h, began, release, config)
     on conflict (replica) do update set incarnation = inc, beats = n, acked = h, reasserted = false, gone = false,
       started = began, version = release, config_sha256 = config;
-  return query select cur, 'joined', h, null::bigint, null::text[], null::int;
+  return query select cur, 'joined', h, null::bigint, null::text[], null::int, null::uuid;
 end $$;
 
--- Raises the fences of these tags (none: everything) and returns the place of this in the one order of all raises. The row lock on
--- fence_head makes the order of places that of commits.
-create or replace function mg.raise(ep uuid, what text[], doubt int) returns bigint language plpgsql as $$
+-- Raises the fences of these tags (none: everything) for the process `me` and returns the place of this in the one order of all raises.
+-- The row lock on fence_head makes the order of places that of commits.
+create or replace function mg.raise(ep uuid, what text[], doubt int, me uuid) returns bigint language plpgsql as $$
 declare s bigint; told text;
 begin
   update mg.fence_head set seq = seq + 1 where ep = (select id from mg.epoch) returning seq into s;
   if s is null then
     raise exception 'another epoch' using errcode = 'MG001';
   end if;
-  insert into mg.fence values (s, what, doubt, clock_timestamp());
-  told := s || ' ' || coalesce(doubt::text, '-') || ' ' || array_to_string(what, ' ');
+  insert into mg.fence values (s, what, doubt, me, clock_timestamp());
+  told := concat_ws(' ', s, ep, me, coalesce(doubt::text, '-'), to_json(what));
   if octet_length(told) > 7900 then
     told := s::text;
   end if;

@@ -221,7 +221,7 @@ impl ServiceInner {
             NextConfig::Another(upstream) => Some(upstream),
             NextConfig::Same(token) => {
                 if gateway.upstream().set_token(*token) {
-                    gateway.cache.purge_all();
+                    gateway.purge(None).1.in_background(&gateway.tasks);
                     changes.push_str("; the Make token was replaced");
                 }
                 None

@@ -369,7 +369,13 @@ fn stale_reply(gateway: &Gateway, plan: &FetchPlan, failed: Result<&Reply, Forwa
     let entry = plan.fallback.clone().filter(is_good)?;
     let status = failed.ok().map(|failed| failed.body.status());
     Some(Reply {
-        cache: Some(CacheStatus::Forward { why: plan.why, status, stored: false, collapsed: false }),
+        cache: Some(CacheStatus::Forward {
+            why: plan.why,
+            status,
+            stored: false,
+            collapsed: false,
+            detail: plan.detail,
+        }),
         answer: Answer::Stale,
         filled_by: Some(entry.filled_by),
         body: ReplyBody::Entry(entry),
@@ -383,7 +389,7 @@ fn reply(request: &AuthorizedRequest, plan: &FetchPlan, fetched: Reply, collapse
     let stored = fetched.body.entry().is_some() && !collapsed;
     let status = Some(fetched.body.status());
     Reply {
-        cache: Some(CacheStatus::Forward { why: plan.why, status, stored, collapsed }),
+        cache: Some(CacheStatus::Forward { why: plan.why, status, stored, collapsed, detail: plan.detail }),
         filled_by: fetched.filled_by.filter(|by| *by != request.id),
         facts: if collapsed {
             ForwardFacts { upstream_status: fetched.facts.upstream_status, ..ForwardFacts::default() }

@@ -8,10 +8,13 @@ use http::HeaderMap;
 use http::header::IF_MATCH;
 
 use super::list_scope::ListPage;
-use crate::cache::{CacheStatus, Entry, ForwardReason, JoinGroup, Lookup, RefreshPolicy, RequestDirectives};
+use crate::cache::{
+    Cache, CacheDetail, CacheStatus, Entry, ForwardReason, JoinGroup, Lookup, RefreshPolicy, RequestDirectives,
+};
 use crate::catalogue::MatchedOperation;
 use crate::gateway::admit::policy::{Caller, Policy};
 use crate::gateway::admit::target::{CacheKeyPlan, Target};
+use crate::gateway::fences::MemoryUse;
 use crate::gateway::refusal::Refusal;
 use crate::gateway::response::{ForwardFacts, Reply, ReplyBody};
 use crate::gateway::state::Gateway;
@@ -28,6 +31,8 @@ pub(crate) struct FetchPlan {
     /// Only a fetch that starts at this instant or later is fresh enough.
     pub(crate) since: Option<Instant>,
     pub(crate) why: ForwardReason,
+    /// What else its answer says of the cache.
+    pub(crate) detail: Option<CacheDetail>,
     /// A stale entry that may answer if the upstream fails.
     pub(crate) fallback: Option<Arc<Entry>>,
     /// The caller's page of a list that is fetched completely.
@@ -75,6 +80,8 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
     let page = array.filter(|_| !scope.is_all()).map(|_| ListPage::of(read.target));
     let (key, target) = key_and_target(read, page.as_ref());
     let request_directives = RequestDirectives::of(read.headers);
+    // Before the lookup: what the lease covers is in the fences by now.
+    let memory = gateway.memory_use();
     let stored = read.policy.store_policy(read.matched.index).is_some()
         && page.as_ref().map_or(read.plan.keyed, ListPage::is_keyed)
         && !read.headers.contains_key(IF_MATCH);
@@ -85,6 +92,7 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
         group: JoinGroup::Normal,
         since: None,
         why,
+        detail: memory.detail(),
         fallback: None,
         page,
     };
@@ -108,17 +116,20 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
         fetch_plan.may_share = !request_directives.no_store;
         return Ok(LookupResult::Fetch(fetch_plan));
     }
-    let found = entry_for(gateway, read, &key, &request_directives, now);
+    let found = entry_for(gateway, (read, memory), &key, &request_directives, now);
     gateway.cache.count(&found);
     match found {
         Lookup::Hit(entry) => {
             let ahead = (read.policy.config.cache.refresh_ahead && entry.claim_refresh_ahead(now))
                 .then(|| Box::new(FetchPlan { may_share: true, ..unshared(ForwardReason::Request, page.clone()) }));
-            let Some(page) = page else { return Ok(LookupResult::Answer { reply: hit(entry, now), ahead }) };
+            let Some(page) = page else {
+                return Ok(LookupResult::Answer { reply: hit(entry, now, memory.detail()), ahead });
+            };
             let again = unshared(ForwardReason::Miss, Some(page));
             let again = FetchPlan { may_share: !request_directives.no_store, ..again };
             let only_if_cached = request_directives.only_if_cached;
-            Ok(LookupResult::List(Box::new(CachedList { reply: hit(entry, now), again, only_if_cached, ahead })))
+            let reply = hit(entry, now, memory.detail());
+            Ok(LookupResult::List(Box::new(CachedList { reply, again, only_if_cached, ahead })))
         }
         Lookup::Fetch { why, fallback, since } => {
             Ok(LookupResult::Fetch(FetchPlan { may_share: true, since, fallback, ..unshared(why, page) }))
@@ -129,10 +140,10 @@ pub(crate) fn lookup(gateway: &Gateway, read: &ReadRequest<'_>, now: Instant) ->
 }
 
 /// The answer from an entry.
-fn hit(entry: Arc<Entry>, now: Instant) -> Reply {
+fn hit(entry: Arc<Entry>, now: Instant, detail: Option<CacheDetail>) -> Reply {
     let ttl = entry.ttl(now);
     Reply {
-        cache: Some(CacheStatus::Hit { ttl }),
+        cache: Some(CacheStatus::Hit { ttl, detail }),
         answer: if ttl < 0 { Answer::Stale } else { Answer::Hit },
         filled_by: Some(entry.filled_by),
         body: ReplyBody::Entry(entry),
@@ -144,11 +155,14 @@ fn hit(entry: Arc<Entry>, now: Instant) -> Reply {
 /// Looks up the entry with this key.
 pub(crate) fn entry_for(
     gateway: &Gateway,
-    read: &ReadRequest<'_>,
+    (read, memory): (&ReadRequest<'_>, MemoryUse),
     key: &str,
     request_directives: &RequestDirectives,
     now: Instant,
 ) -> Lookup {
+    if memory == MemoryUse::Forbidden {
+        return Cache::lookup_nothing(request_directives, now);
+    }
     let refresh_policy = RefreshPolicy {
         refresh_floor: read.policy.config.cache.refresh_floor,
         may_refresh: read.caller.config.may_refresh,

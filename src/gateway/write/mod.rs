@@ -15,6 +15,7 @@ use self::idempotency::{EarlierWrite, WriteIdentity, find_earlier_write};
 use crate::audit::{CannotRecord, HeldRequestId, Kind, Record, RecordRoom};
 use crate::cache::{CacheStatus, ForwardReason, Invalidation};
 use crate::callers::SharedKind;
+use crate::gateway::fences::RaisedFence;
 use crate::gateway::forward::{ForwardPermit, Forwarded, forward, forward_permit, write_answer};
 use crate::gateway::recorded;
 use crate::gateway::recorder::{self, RequestRecorder};
@@ -93,7 +94,7 @@ pub(crate) async fn write(
         Err(_elapsed) => {
             recorder.outcome = Some(Outcome::InDoubt);
             // The task continues and records the outcome; until then, what the write touches may change.
-            fence(gateway, &request, true, None);
+            fence(gateway, &request, true, None).in_background(&gateway.tasks);
             let why = AttemptError {
                 error: ProxyError::HttpResponseTimeout,
                 text: "no answer came before the deadline".into(),
@@ -132,12 +133,17 @@ async fn carry_out(
     let mut open = IntendedWrite { gateway: gateway.clone(), request: request.clone(), record, claim: identity.claim };
     let Forwarded { ending, facts, ambiguous, outcome } = forward(&gateway, &request, permit, || {}).await;
     let answered = ending.and_then(|ending| write_answer(ending, outcome));
-    if may_have_effect(outcome, facts.upstream_status) || ambiguous {
+    let fenced = if may_have_effect(outcome, facts.upstream_status) || ambiguous {
         let body = answered.as_ref().ok().map(|answered| answered.body.bytes().as_ref());
         let bytes = body.map_or(0, <[u8]>::len);
-        gateway.large_work.run(request.caller(), bytes, || fence(&gateway, &request, ambiguous, body)).await;
-    }
+        Some(gateway.large_work.run(request.caller(), bytes, || fence(&gateway, &request, ambiguous, body)).await)
+    } else {
+        None
+    };
     drop(order);
+    if let Some(fenced) = fenced {
+        fenced.everywhere().await;
+    }
     let reply = answered.map(|answered| Reply {
         body: ReplyBody::Passed(Arc::new(passed_answer(answered, false, false))),
         cache: Some(CacheStatus::Forward {
@@ -145,6 +151,7 @@ async fn carry_out(
             status: facts.upstream_status,
             stored: false,
             collapsed: false,
+            detail: None,
         }),
         answer: Answer::Forwarded,
         filled_by: None,
@@ -183,15 +190,16 @@ fn may_have_effect(outcome: Outcome, status: Option<StatusCode>) -> bool {
     }
 }
 
-/// Step 12, invalidate: from now on, no earlier fetch can be found or joined (promise 3).
-fn fence(gateway: &Gateway, request: &AuthorizedRequest, ambiguous: bool, answer: Option<&[u8]>) {
+/// Step 12, invalidate: from now on, no earlier fetch can be found or joined here (promise 3), and at no replica once the fence is raised
+/// everywhere.
+fn fence(gateway: &Gateway, request: &AuthorizedRequest, ambiguous: bool, answer: Option<&[u8]>) -> RaisedFence {
     let cache = &request.policy.config.cache;
     let after = if ambiguous {
         Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt }
     } else {
         Invalidation::Settled { settle: cache.settle }
     };
-    gateway.cache.raise(&tags::invalidated(&request.row, &request.parameters, answer), after);
+    gateway.raise(tags::invalidated(&request.row, &request.parameters, answer), after)
 }
 
 fn fill_refusal(record: &mut Record<'_>, request: &AuthorizedRequest, refusal: &Refusal, outcome: Option<Outcome>) {
@@ -251,7 +259,7 @@ impl IntendedWrite {
 impl Drop for IntendedWrite {
     fn drop(&mut self) {
         let Some(mut record) = self.record.take() else { return };
-        fence(&self.gateway, &self.request, true, None);
+        fence(&self.gateway, &self.request, true, None).in_background(&self.gateway.tasks);
         record.kind = Some(Kind::Outcome);
         record.time = self.gateway.clock.wall();
         record.outcome = Some(Outcome::InDoubt);

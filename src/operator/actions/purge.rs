@@ -15,6 +15,7 @@ use super::super::render::typed;
 use super::super::state::OperatorState;
 use super::body::{self, ActionBody, bad_body};
 use crate::door::PeerConnection;
+use crate::gateway::fences::RaisedFence;
 use crate::gateway::recorded;
 
 const TAG_BYTES_MAX: usize = 256;
@@ -84,12 +85,10 @@ pub(in crate::operator) async fn purge(
     }
     let tag = asked.tag()?;
     let room = state.gateway.log.reserve().ok_or(OperatorRefusal::CannotRecord)?;
-    let purged = match &tag {
-        Some(tag) => state.gateway.cache.purge(tag),
-        None => state.gateway.cache.purge_all(),
-    };
+    let (purged, fence) = state.gateway.purge(tag.as_deref());
     let named = tag.as_deref().map_or_else(|| "everything".to_owned(), |tag| format!("the tag {tag}"));
     room.fill(state.record(&operator, &peer, "purge", &format!("purged {named}: {purged} entries")));
+    everywhere(&state, fence).await?;
     Ok(if is_form {
         Redirect::to(&format!("/cache?purged={purged}&of={}", encode(&named))).into_response()
     } else {
@@ -110,15 +109,25 @@ async fn purge_entry(
     let found = state.walk(move |state| cached_entry(state, &wanted)).await?;
     let purged = u8::from(found.is_some());
     if let Some((key, entry)) = found {
-        state.gateway.cache.purge_entry(&key);
+        let fence = state.gateway.purge_entry(&key, &entry);
         let what = format!("purged the entry of {}: 1 entry", &*recorded::path(&state.gateway.log, &entry.path));
         room.fill(state.record(operator, peer, "purge", &what));
+        everywhere(state, fence).await?;
     }
     Ok(if is_form {
         Redirect::to(&format!("/cache?purged={purged}&of={}", encode(&format!("the entry {id}")))).into_response()
     } else {
         typed("application/json", json!({"purged": purged}).to_string())
     })
+}
+
+/// The other replicas purge as well.
+///
+/// # Errors
+/// They cannot be told now. They purge as soon as they can be.
+async fn everywhere(state: &OperatorState, fence: RaisedFence) -> Result<(), OperatorRefusal> {
+    let told = fence.everywhere_or_later(&state.gateway.tasks).await;
+    if told { Ok(()) } else { Err(OperatorRefusal::OthersNotTold) }
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ impl ExplainCommand {
         if !names.clone().any(|name| name == self.caller) {
             return Err(CommandFailure::usage(format!("--caller: {}", config::unknown_caller(&self.caller, names))));
         }
-        let policy = Policy::new(config, Vec::new(), &Callers::new(Clock::system()));
+        let policy = Policy::new(config, Vec::new(), &Callers::new(Clock::system(), None));
         let explanation = explain::explain(&policy, None, &self.caller, &self.method, &self.target);
         serde_json::to_string(&explanation).map_err(CommandFailure::failed)
     }

@@ -26,7 +26,7 @@ use super::response::{self, AnswerBody, Reply};
 use super::state::Gateway;
 use super::tags;
 use super::write::write;
-use crate::callers::SharedKind;
+use crate::callers::{Admission, SharedKind};
 use crate::door::{self, BusyGuard, PeerConnection, PeerIdentity, RequestBody, Unreadable};
 use crate::ids::RequestId;
 
@@ -135,7 +135,11 @@ async fn life<B: RequestBody>(
     // 5 authorize
     steps::authorize(caller, &matched)?;
     // 6 admit
-    let (under_way, remaining) = steps::admit(caller, policy.limits()).map_err(|(refusal, remaining)| {
+    let rate = match caller.state.admit() {
+        Admission::Told(told) => told,
+        Admission::Ask(asked) => asked.await,
+    };
+    let (under_way, remaining) = steps::admit(caller, rate, policy.limits()).map_err(|(refusal, remaining)| {
         remaining.into_iter().for_each(|remaining| recorder.remaining(remaining));
         refusal
     })?;

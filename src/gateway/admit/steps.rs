@@ -11,7 +11,7 @@ use memchr::memmem;
 use super::identify::{CredentialId, scheme_and_key};
 use super::policy::{Caller, Policy};
 use super::target::{CacheKeyPlan, QueryPair, Target, decoded};
-use crate::callers::{Remaining, SharedKind};
+use crate::callers::{OverRate, Remaining, SharedKind};
 use crate::catalogue::{MatchedOperation, NoMatch, Operation};
 use crate::clock::Clock;
 use crate::config::{Limits, Scope};
@@ -198,15 +198,17 @@ fn check_scope(scope: &Scope, row: &Operation, organization: Option<u64>) -> Res
     }
 }
 
-/// Step 6: check the caller's rate and its number of requests under way.
+/// Step 6: check the caller's rate, of which this is known, and its number of requests under way.
 ///
 /// # Errors
 /// If either is exceeded. Includes what remains of the rate, for the headers.
-pub fn admit(caller: &Caller, limits: &Limits) -> Result<(HeldShare, Remaining), (Refusal, Option<Remaining>)> {
-    let remaining = caller
-        .state
-        .admit()
-        .map_err(|fast| (Refusal::TooFast { retry_after: fast.retry_after }, Some(fast.remaining)))?;
+pub fn admit(
+    caller: &Caller,
+    rate: Result<Remaining, OverRate>,
+    limits: &Limits,
+) -> Result<(HeldShare, Remaining), (Refusal, Option<Remaining>)> {
+    let remaining =
+        rate.map_err(|fast| (Refusal::TooFast { retry_after: fast.retry_after }, Some(fast.remaining)))?;
     let under_way = count_under_way(caller, limits).map_err(|refusal| (refusal, Some(remaining)))?;
     Ok((under_way, remaining))
 }

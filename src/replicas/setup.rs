@@ -1,0 +1,105 @@
+//! What commands do with the engine: prepare it, try it, look at it, and leave it.
+
+pub mod folder;
+pub mod status;
+pub mod trial;
+
+use tokio_postgres::error::SqlState;
+
+use super::engine::{EngineError, EngineSession};
+use super::schema;
+
+/// Only one makes the schema at a time: the lock's number is `mg` and its purpose.
+const LOCK: &str = "select pg_advisory_xact_lock(28007, 1)";
+
+/// What `makegate replicas init` found and did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaChange {
+    /// There was none.
+    Made,
+    /// It had an older version.
+    Upgraded(i32),
+    /// It is as it should be.
+    None,
+}
+
+/// Why the engine was not prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A newer makegate has prepared it.
+    #[error("the database's schema has version {0}, and this makegate knows {}: use the newest makegate", schema::VERSION)]
+    Newer(i32),
+    /// Other replicas have another key.
+    #[error("the other replicas use another key: copy the file that replicas.key_file names from one of them")]
+    Key,
+    /// The user must not.
+    #[error("the database does not let this user: {0}; its owner can say: grant create on database NAME to USER")]
+    Forbidden(Box<str>),
+    /// It did not answer, or refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl SetupError {
+    fn of(error: EngineError) -> Self {
+        match error {
+            EngineError::Failed { code: SqlState::INSUFFICIENT_PRIVILEGE, message } => Self::Forbidden(message),
+            other => Self::Engine(other),
+        }
+    }
+}
+
+/// What the engine knows of a schema.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaAbout {
+    /// Its version.
+    pub version: i32,
+    /// The hash of the key that all replicas share.
+    pub key_sha256: Vec<u8>,
+}
+
+/// The schema that the engine has, if it has one.
+///
+/// # Errors
+/// [`EngineError`].
+pub async fn about(session: &EngineSession) -> Result<Option<SchemaAbout>, EngineError> {
+    let exists = session.timed(session.query_one("select to_regclass('mg.about') is not null", &[])).await?;
+    if !exists.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let row = session.timed(session.query_opt("select version, key_sha256 from mg.about", &[])).await?;
+    Ok(row.map(|row| SchemaAbout { version: row.get(0), key_sha256: row.get(1) }))
+}
+
+/// Makes the schema, or brings it up to date, as often as anybody likes.
+///
+/// # Errors
+/// [`SetupError`]. Nothing has changed.
+pub async fn prepare(session: &EngineSession, key: &[u8; 32]) -> Result<SchemaChange, SetupError> {
+    let before = match about(session).await.map_err(SetupError::of)? {
+        Some(known) if known.version > schema::VERSION => return Err(SetupError::Newer(known.version)),
+        Some(known) if known.key_sha256 != schema::key_sha256(key) => return Err(SetupError::Key),
+        known => known.map(|known| known.version),
+    };
+    // Several statements sent as one are one transaction.
+    let sql = format!("begin; {LOCK}; {}; commit", schema::SCHEMA);
+    let made = session.timed(session.batch_execute(&sql)).await;
+    if made.is_err() {
+        let _over = session.timed(session.batch_execute("rollback")).await;
+    }
+    made.map_err(SetupError::of)?;
+    let note = "insert into mg.about (version, key_sha256) values ($1, $2)
+                on conflict (one) do update set version = greatest(mg.about.version, excluded.version)
+                where mg.about.key_sha256 = excluded.key_sha256";
+    let key_sha256 = schema::key_sha256(key);
+    let noted = session.timed(session.execute(note, &[&schema::VERSION, &key_sha256.as_slice()])).await;
+    // Another replica may have been faster, with another key.
+    if noted.map_err(SetupError::of)? == 0 {
+        return Err(SetupError::Key);
+    }
+    Ok(match before {
+        None => SchemaChange::Made,
+        Some(schema::VERSION) => SchemaChange::None,
+        Some(older) => SchemaChange::Upgraded(older),
+    })
+}

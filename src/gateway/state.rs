@@ -102,7 +102,7 @@ impl Gateway {
         let Engines { log, idempotency: answers, cache, quota, upstream, issuers, otel, replicas, clock, tasks } =
             engines;
         issuers.iter().for_each(|issuer| issuer.follow(&tasks, &clock));
-        let callers = Callers::new(clock.clone());
+        let callers = Callers::new(clock.clone(), replicas.clone());
         callers.set_limits(&config.limits);
         log.doubts().room().set_limit(config.limits.doubts);
         let gateway = Arc::new(Self {

@@ -25,6 +25,8 @@ static BEAT: Statement = Statement::new(
 );
 static OTHERS: Statement =
     Statement::new("select replica, incarnation, beats, gone from mg.member where replica <> $1", &[Type::TEXT]);
+static NAMESAKE: Statement =
+    Statement::new("select incarnation, beats from mg.member where replica = $1 and not gone", &[Type::TEXT]);
 static GONE: Statement = Statement::new(
     "update mg.member set gone = true where replica = $1 and incarnation = $2 and beats = $3 and not gone",
     &[Type::TEXT, Type::UUID, Type::INT8],
@@ -137,6 +139,7 @@ impl BeatSender {
         let lease = replicas.config.lease;
         match verdict {
             Verdict::Taken => {
+                self.look_at_predecessor().await?;
                 let name = &replicas.name;
                 replicas.note_trouble(Some(format!(
                     "another makegate with the name {name} is alive: give each replica its own replicas.name"
@@ -166,6 +169,23 @@ impl BeatSender {
         replicas.note_trouble(None);
         self.look_at_others().await?;
         Ok(verdict == Verdict::Gone)
+    }
+
+    /// Gives up a process that had this replica's name and was killed: no other replica may be there to do it.
+    async fn look_at_predecessor(&mut self) -> Result<(), EngineError> {
+        let replicas = self.replicas.clone();
+        let name = &*replicas.name;
+        let rows = replicas.engine.query(Line::Quick, &NAMESAKE, &[&name]).await?;
+        let Some(row) = rows.first() else { return Ok(()) };
+        let (incarnation, beats): (Uuid, i64) = (row.get(0), row.get(1));
+        let now = replicas.clock.boot();
+        let seen = self.others.get(name).filter(|seen| seen.incarnation == incarnation && seen.beats == beats);
+        let seen = seen.copied().unwrap_or(SeenBeat { incarnation, beats, at: now });
+        if now.saturating_sub(seen.at) > replicas.config.lease.mul_f64(RATES) {
+            replicas.engine.execute(Line::Quick, &GONE, &[&name, &incarnation, &beats]).await?;
+        }
+        self.others.insert(name.to_owned(), seen);
+        Ok(())
     }
 
     /// Gives up members whose beats have not changed for a lease.

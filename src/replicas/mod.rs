@@ -8,8 +8,10 @@ pub mod engine;
 pub mod fences;
 mod lease;
 mod members;
+pub mod permits;
 pub mod schema;
 mod settings;
+pub mod setup;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,16 +21,17 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-use self::engine::{Engine, EngineTarget};
+use self::engine::Engine;
 use self::fences::{AckPolls, AppliedFences, FenceTarget};
 use self::members::BeatSender;
+use self::permits::Permits;
 use crate::clock::Clock;
 use crate::config::ReplicasConfig;
 use crate::hash;
 use crate::tasks::Tasks;
 
 pub use lease::Lease;
-pub use settings::ReplicasSettings;
+pub use settings::{EngineAccess, ReplicasSettings};
 
 /// One life of the engine's soft state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +73,7 @@ pub struct Replicas {
     epoch: watch::Sender<Option<Epoch>>,
     fences: AppliedFences,
     polls: AckPolls,
+    permits: Arc<Permits>,
     beat_now: Notify,
     /// No further beat may be sent.
     is_leaving: AtomicBool,
@@ -85,10 +89,11 @@ impl Replicas {
     /// # Errors
     /// The URL cannot be used, or the machine has no random numbers.
     pub fn start(settings: ReplicasSettings, version: &str, clock: Clock, tasks: &Tasks) -> io::Result<Arc<Self>> {
-        let ReplicasSettings { config, url, roots, name, key } = settings;
-        let target = EngineTarget::parse(&url, roots, &name).map_err(io::Error::other)?;
+        let target = settings.target().map_err(io::Error::other)?;
+        let ReplicasSettings { config, name, key, .. } = settings;
         let incarnation = uuid::Builder::from_random_bytes(hash::random()?).into_uuid();
         let (engine, announced) = Engine::start(target, clock.clone(), tasks);
+        let permits = Permits::new(clock.clone());
         let replicas = Arc::new(Self {
             config,
             name,
@@ -100,6 +105,7 @@ impl Replicas {
             epoch: watch::Sender::new(None),
             fences: AppliedFences::new(incarnation),
             polls: AckPolls::default(),
+            permits,
             beat_now: Notify::new(),
             is_leaving: AtomicBool::new(false),
             described: Mutex::new((version.to_owned(), String::new())),
@@ -112,6 +118,7 @@ impl Replicas {
         tasks.spawn_until_stop(replicas.clone().ask_for_fences());
         tasks.spawn_until_stop(replicas.clone().prune_fences());
         tasks.spawn_until_stop(replicas.clone().poll_acks());
+        tasks.spawn_until_stop(replicas.clone().fill_purses());
         Ok(replicas)
     }
 
@@ -153,6 +160,12 @@ impl Replicas {
     #[must_use]
     pub const fn lease(&self) -> &Lease {
         &self.lease
+    }
+
+    /// What this replica may spend of the callers' rates.
+    #[must_use]
+    pub const fn permits(&self) -> &Arc<Permits> {
+        &self.permits
     }
 
     /// The epoch that this replica has joined, as it changes.
@@ -202,6 +215,10 @@ impl Replicas {
         self.counters.epochs.fetch_add(1, Ordering::Relaxed);
         tracing::info!(epoch = %epoch.id, replica = &*self.name, "this replica has joined the others");
         self.epoch.send_replace(Some(epoch));
+    }
+
+    async fn fill_purses(self: Arc<Self>) {
+        self.permits.run(&self.engine, || self.lease.holds()).await;
     }
 
     /// Whether other replicas are alive, as far as is known.

@@ -16,7 +16,6 @@ use tokio_postgres::types::Type;
 
 use self::purse::{Granted, ROUND};
 use super::engine::{Engine, EngineError, Line, Statement};
-use super::lease::Lease;
 use crate::clock::Clock;
 
 pub use self::purse::{PermitTerms, Purse};
@@ -145,7 +144,7 @@ impl Permits {
     }
 
     /// Fills the purses, for ever.
-    pub(super) async fn run(self: Arc<Self>, engine: Arc<Engine>, lease: Arc<Lease>) {
+    pub(super) async fn run(&self, engine: &Engine, holds_lease: impl Fn() -> bool + Send + Sync) {
         let mut rounds = Rounds { spenders: HashMap::new(), next: self.clock.now() + ROUND };
         let mut sent = self.clock.now();
         loop {
@@ -159,13 +158,13 @@ impl Permits {
             self.clock.sleep_until(sent + PAUSE).await;
             let mut demands = self.demands();
             if self.clock.now() >= rounds.next {
-                rounds.end(&self, &mut demands, lease.holds());
+                rounds.end(self, &mut demands, holds_lease());
             }
             if demands.is_empty() {
                 continue;
             }
             sent = self.clock.now();
-            self.fill(&engine, &demands).await;
+            self.fill(engine, &demands).await;
             rounds.add(demands);
         }
     }

@@ -45,10 +45,25 @@ pub async fn check(engine: &Engine, line: Line, key: &[u8; 32]) -> Result<Result
         return Ok(Err(SchemaFault::Missing));
     }
     let about = engine.query(line, &ABOUT, &[]).await?;
-    let Some(row) = about.first() else { return Ok(Err(SchemaFault::Missing)) };
-    let (version, known): (i32, Vec<u8>) = (row.get(0), row.get(1));
-    if version != VERSION {
-        return Ok(Err(SchemaFault::Version(version)));
+    let about = about.first().map(|row| SchemaAbout { version: row.get(0), key_sha256: row.get(1) });
+    Ok(fault(about, Some(key)).map_or(Ok(()), Err))
+}
+
+/// What the engine says of its schema.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaAbout {
+    /// Its version.
+    pub version: i32,
+    /// The hash of the key that all replicas share.
+    pub key_sha256: Vec<u8>,
+}
+
+/// Why a replica with this key must not take part where the schema is this one.
+#[must_use]
+pub fn fault(about: Option<SchemaAbout>, key: Option<&[u8; 32]>) -> Option<SchemaFault> {
+    let Some(about) = about else { return Some(SchemaFault::Missing) };
+    if about.version != VERSION {
+        return Some(SchemaFault::Version(about.version));
     }
-    Ok(if known == key_sha256(key) { Ok(()) } else { Err(SchemaFault::Key) })
+    key.is_some_and(|key| about.key_sha256 != key_sha256(key)).then_some(SchemaFault::Key)
 }

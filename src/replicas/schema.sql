@@ -44,7 +44,7 @@ create unlogged table if not exists mg.member (
 create unlogged table if not exists mg.fence_head (one bool primary key default true check (one), seq bigint not null);
 create unlogged table if not exists mg.fence (
   seq bigint primary key, tags text[] not null, doubt_ms int, raised_by uuid not null, at timestamptz not null);
-create unlogged table if not exists mg.rate (caller text primary key, tat_us bigint not null) with (fillfactor = 50);
+create unlogged table if not exists mg.rate (caller text primary key, tat_ns bigint not null) with (fillfactor = 50);
 create unlogged table if not exists mg.bucket (
   id text primary key, version bigint not null, state bytea not null) with (fillfactor = 30);
 create unlogged table if not exists mg.turn (

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use secrecy::SecretString;
 
+use super::engine::{EngineTarget, InvalidTarget};
 use crate::config::secret::secret_in;
 use crate::config::{ReplicasConfig, is_replica_name};
 use crate::http_client::{authorities, file_error};
@@ -30,6 +31,40 @@ pub struct ReplicasSettings {
     pub key: [u8; 32],
 }
 
+/// How to reach the engine, and as whom; the key may still be missing.
+pub struct EngineAccess {
+    /// The engine's URL.
+    pub url: SecretString,
+    /// The authorities in `ca_file`, if it is set.
+    pub roots: Option<RootCertStore>,
+    /// This replica's name.
+    pub name: Arc<str>,
+}
+
+impl EngineAccess {
+    /// Reads the files that say how to reach the engine.
+    ///
+    /// # Errors
+    /// Which of them cannot be used, why, and what to do.
+    pub fn read(config: &ReplicasConfig, files: &Snapshot) -> io::Result<Self> {
+        let url = secret_in(files, &config.url).map_err(io::Error::other)?;
+        let roots = config.ca_file.as_deref().map(|path| authorities(path, files)).transpose()?;
+        let name = match &config.name {
+            Some(name) => name.clone(),
+            None => host_name()?,
+        };
+        Ok(Self { url, roots, name })
+    }
+
+    /// The engine that this names.
+    ///
+    /// # Errors
+    /// The URL cannot be used.
+    pub fn target(&self) -> Result<EngineTarget, InvalidTarget> {
+        EngineTarget::parse(&self.url, self.roots.clone(), &self.name)
+    }
+}
+
 impl fmt::Debug for ReplicasSettings {
     /// Hides the URL and the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -43,18 +78,24 @@ impl ReplicasSettings {
     /// # Errors
     /// Which of them cannot be used, why, and what to do.
     pub fn read(config: &ReplicasConfig, files: &Snapshot) -> io::Result<Self> {
-        let url = secret_in(files, &config.url).map_err(io::Error::other)?;
-        let roots = config.ca_file.as_deref().map(|path| authorities(path, files)).transpose()?;
-        let name = match &config.name {
-            Some(name) => name.clone(),
-            None => host_name()?,
-        };
+        let EngineAccess { url, roots, name } = EngineAccess::read(config, files)?;
         Ok(Self { config: config.clone(), url, roots, name, key: key(&config.key_file, files)? })
+    }
+
+    /// The engine that this names.
+    ///
+    /// # Errors
+    /// The URL cannot be used.
+    pub fn target(&self) -> Result<EngineTarget, InvalidTarget> {
+        EngineTarget::parse(&self.url, self.roots.clone(), &self.name)
     }
 }
 
 /// The key that all replicas share.
-fn key(path: &Path, files: &Snapshot) -> io::Result<[u8; 32]> {
+///
+/// # Errors
+/// There is none, or it is damaged.
+pub(super) fn key(path: &Path, files: &Snapshot) -> io::Result<[u8; 32]> {
     let read = files.read(path, KEY_BYTES);
     let bytes = read.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {

@@ -1,13 +1,14 @@
 //! What commands do with the engine: prepare it, try it, look at it, and leave it.
 
 pub mod folder;
+pub mod start;
 pub mod status;
 pub mod trial;
 
 use tokio_postgres::error::SqlState;
 
 use super::engine::{EngineError, EngineSession};
-use super::schema;
+use super::schema::{self, SchemaAbout, VERSION};
 
 /// Only one makes the schema at a time: the lock's number is `mg` and its purpose.
 const LOCK: &str = "select pg_advisory_xact_lock(28007, 1)";
@@ -27,7 +28,7 @@ pub enum SchemaChange {
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// A newer makegate has prepared it.
-    #[error("the database's schema has version {0}, and this makegate knows {}: use the newest makegate", schema::VERSION)]
+    #[error("the database's schema has version {0}, and this makegate knows {VERSION}: use the newest makegate")]
     Newer(i32),
     /// Other replicas have another key.
     #[error("the other replicas use another key: copy the file that replicas.key_file names from one of them")]
@@ -49,15 +50,6 @@ impl SetupError {
     }
 }
 
-/// What the engine knows of a schema.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SchemaAbout {
-    /// Its version.
-    pub version: i32,
-    /// The hash of the key that all replicas share.
-    pub key_sha256: Vec<u8>,
-}
-
 /// The schema that the engine has, if it has one.
 ///
 /// # Errors
@@ -77,7 +69,7 @@ pub async fn about(session: &EngineSession) -> Result<Option<SchemaAbout>, Engin
 /// [`SetupError`]. Nothing has changed.
 pub async fn prepare(session: &EngineSession, key: &[u8; 32]) -> Result<SchemaChange, SetupError> {
     let before = match about(session).await.map_err(SetupError::of)? {
-        Some(known) if known.version > schema::VERSION => return Err(SetupError::Newer(known.version)),
+        Some(known) if known.version > VERSION => return Err(SetupError::Newer(known.version)),
         Some(known) if known.key_sha256 != schema::key_sha256(key) => return Err(SetupError::Key),
         known => known.map(|known| known.version),
     };
@@ -92,14 +84,14 @@ pub async fn prepare(session: &EngineSession, key: &[u8; 32]) -> Result<SchemaCh
                 on conflict (one) do update set version = greatest(mg.about.version, excluded.version)
                 where mg.about.key_sha256 = excluded.key_sha256";
     let key_sha256 = schema::key_sha256(key);
-    let noted = session.timed(session.execute(note, &[&schema::VERSION, &key_sha256.as_slice()])).await;
+    let noted = session.timed(session.execute(note, &[&VERSION, &key_sha256.as_slice()])).await;
     // Another replica may have been faster, with another key.
     if noted.map_err(SetupError::of)? == 0 {
         return Err(SetupError::Key);
     }
     Ok(match before {
         None => SchemaChange::Made,
-        Some(schema::VERSION) => SchemaChange::None,
+        Some(VERSION) => SchemaChange::None,
         Some(older) => SchemaChange::Upgraded(older),
     })
 }

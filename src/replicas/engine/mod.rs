@@ -3,6 +3,7 @@
 //! Nothing here waits longer than its line's time limit, and an error says whether the statement may have been carried out.
 
 mod line;
+mod session;
 mod target;
 
 use std::future::Future;
@@ -22,6 +23,7 @@ use self::line::{LineState, LiveLine};
 use crate::clock::Clock;
 use crate::tasks::Tasks;
 
+pub use session::EngineSession;
 pub use target::{EngineTarget, InvalidTarget};
 
 /// The channel that fences are announced on.

@@ -62,9 +62,7 @@ impl EngineSession {
     ) -> Result<T, EngineError> {
         match tokio::time::timeout(STATEMENT_TIME_MAX, statement).await {
             Ok(done) => done.map_err(|error| EngineError::of(&error)),
-            Err(_) => {
-                Err(EngineError::Unclear(format!("no answer within {} s", STATEMENT_TIME_MAX.as_secs()).into()))
-            }
+            Err(_) => Err(EngineError::Unclear(format!("no answer within {} s", STATEMENT_TIME_MAX.as_secs()).into())),
         }
     }
 }

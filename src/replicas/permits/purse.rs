@@ -133,9 +133,9 @@ impl Purse {
 
     /// Number of permits that can be spent now.
     pub(super) fn left(&self, now: u64) -> u32 {
-        self.batches.iter().fold(0_u32, |sum, batch| {
-            sum.saturating_add(Batch::unpack(batch.load(Ordering::Acquire)).left(now))
-        })
+        self.batches
+            .iter()
+            .fold(0_u32, |sum, batch| sum.saturating_add(Batch::unpack(batch.load(Ordering::Acquire)).left(now)))
     }
 
     /// Time until the engine's bucket is full, in nanoseconds, as far as this replica knows.
@@ -218,7 +218,9 @@ impl Purse {
         }
         if self.next_in(now) > 0 {
             // Whether asked for or not: the engine has nothing for them.
-            waiting.drain(..).for_each(|one| drop(one.send(false)));
+            for one in waiting.drain(..) {
+                let _gone = one.send(false);
+            }
         }
         let until = sent + self.terms.spent_within();
         if left > 0 && until > now {

@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 
 use crate::config::ReplicasConfig;
 use crate::replicas::engine::{EngineError, EngineSession};
-use crate::replicas::schema::{self, SchemaFault};
+use crate::replicas::schema;
 
 /// The oldest PostgreSQL that will do, as `server_version_num` says it.
 const OLDEST: i32 = 140_000;
@@ -19,8 +19,8 @@ const CLOCKS_APART_MAX_MS: i64 = 2_000;
 const CONNECTIONS: u32 = 3;
 /// The tables that a replica writes to.
 const TABLES: [&str; 13] = [
-    "about", "replica", "write", "record", "shipped", "head", "epoch", "member", "fence_head", "fence", "rate", "bucket",
-    "turn",
+    "about", "replica", "write", "record", "shipped", "head", "epoch", "member", "fence_head", "fence", "rate",
+    "bucket", "turn",
 ];
 
 /// What is wrong with an engine.
@@ -68,7 +68,10 @@ pub async fn check_kind(session: &EngineSession) -> Result<Option<TrialFinding>,
         )));
     }
     Ok(is_standby.then(|| {
-        TrialFinding::fatal("the database is a standby, which cannot be written to", "name the primary in the URL, or all hosts")
+        TrialFinding::fatal(
+            "the database is a standby, which cannot be written to",
+            "name the primary in the URL, or all hosts",
+        )
     }))
 }
 
@@ -105,15 +108,11 @@ pub async fn try_engine(
 }
 
 async fn schema_fault(session: &EngineSession, key: Option<&[u8; 32]>) -> Result<Option<TrialFinding>, EngineError> {
-    let fault = match super::about(session).await? {
-        None => SchemaFault::Missing,
-        Some(about) if about.version != schema::VERSION => SchemaFault::Version(about.version),
-        Some(about) if key.is_some_and(|key| about.key_sha256 != schema::key_sha256(key)) => SchemaFault::Key,
-        Some(_) => return Ok(None),
-    };
-    let told = fault.to_string();
-    let (what, help) = told.split_once(": ").unwrap_or((&told, ""));
-    Ok(Some(TrialFinding::fatal(what, help)))
+    Ok(schema::fault(super::about(session).await?, key).map(|fault| {
+        let told = fault.to_string();
+        let (what, help) = told.split_once(": ").unwrap_or((&told, ""));
+        TrialFinding::fatal(what, help)
+    }))
 }
 
 async fn settings(
@@ -121,7 +120,8 @@ async fn settings(
     config: &ReplicasConfig,
     now: Timestamp,
 ) -> Result<Vec<TrialFinding>, EngineError> {
-    let sql = "select current_setting('synchronous_commit'), current_setting('fsync'), current_setting('full_page_writes'),
+    let sql =
+        "select current_setting('synchronous_commit'), current_setting('fsync'), current_setting('full_page_writes'),
                       current_setting('max_connections')::int, (extract(epoch from clock_timestamp()) * 1000)::int8,
                       current_setting('default_transaction_isolation'), current_setting('statement_timeout')";
     let row: Row = session.timed(session.query_one(sql, &[])).await?;

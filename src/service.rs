@@ -3,6 +3,8 @@
 
 mod config_changes;
 mod doors;
+pub mod leave;
+mod membership;
 mod preparation;
 mod reload;
 
@@ -35,7 +37,6 @@ use crate::otel::{Otel, SpanQueue};
 use crate::process_log::ALWAYS;
 use crate::quota::{self, Quota};
 use crate::reconcile::Reconciler;
-use crate::replicas::Replicas;
 use crate::tasks::Tasks;
 use crate::watched_files::Snapshot;
 
@@ -130,6 +131,7 @@ impl Service {
         }
         let (upstream, prepared) = Preparation::read(&config, &files, &clock).complete()?;
         let Preparation { issuers, operators, certificates, otel, replicas, warnings, .. } = prepared;
+        membership::check_folder(&config.audit.dir, replicas.as_ref())?;
         warnings.iter().for_each(|warning| tracing::warn!(target: ALWAYS, "{warning}"));
         let otel = otel.map(|settings| Otel::new(settings, clock.clone())).transpose().map_err(StartError::failed)?;
         let (otel, span_queue) = otel.unzip();
@@ -144,9 +146,7 @@ impl Service {
             Quota::open(quota_settings(&config), Some((&config.audit.dir, recovered.records > 0)), clock.clone());
         let quota = quota.map_err(StartError::failed)?;
         let replica_tasks = Tasks::new();
-        let replicas =
-            replicas.map(|settings| Replicas::start(settings, RELEASE, clock.clone(), &replica_tasks)).transpose();
-        let replicas = replicas.map_err(StartError::configuration)?;
+        let replicas = membership::join(replicas, &config.audit.dir, &clock, &replica_tasks).await?;
         if let (Some(replicas), Some(sha256)) = (&replicas, files.hashes().of(&file)) {
             replicas.set_config_hash(hash::hex(&sha256));
         }

@@ -12,9 +12,13 @@ use super::process::{self, ColorChoice};
 use super::{ConfigFile, check_endings};
 use crate::clock::Clock;
 use crate::config::{self, LoadedConfig};
-use crate::config::{Config, ConfigError, Diagnostic, Severity};
+use crate::config::{Config, ConfigError, Diagnostic, ReplicasConfig, Severity};
 use crate::process_log::{self, ALWAYS, LogFormat};
+use crate::replicas::engine::EngineSession;
+use crate::replicas::setup::trial::{self, TrialFinding};
+use crate::replicas::{EngineAccess, shared_key};
 use crate::service::{MachineFault, MachineFaultKind, Preparation, machine_faults};
+use crate::tasks::Tasks;
 use crate::watched_files::Snapshot;
 
 /// Checks a configuration and reports every mistake at once.
@@ -35,7 +39,7 @@ pub(super) struct CheckCommand {
     /// Output format: text, or json (one object per line).
     #[arg(short = 'o', long, value_enum, default_value = "text", hide_possible_values = true)]
     format: ReportFormat,
-    /// Also check the secrets, the certificates, the keys of issuers, the addresses to listen on and the connection to Make (without sending anything over it).
+    /// Also check the secrets, the certificates, the keys of issuers, the addresses to listen on, the database of [replicas] and the connection to Make (without sending anything over it).
     #[arg(long)]
     online: bool,
 }
@@ -103,7 +107,39 @@ async fn online(config: &Config, files: &Snapshot) -> Vec<Diagnostic> {
     {
         failures.push(error(format!("cannot reach {}: {}", config.upstream.url.authority, why.text)));
     }
+    if let Some(replicas) = &config.replicas {
+        failures.extend(try_shared_engine(replicas, files).await);
+    }
     failures
+}
+
+/// What is wrong with the database that the replicas share. What is wrong with the files for it was said already.
+async fn try_shared_engine(config: &ReplicasConfig, files: &Snapshot) -> Vec<Diagnostic> {
+    let Ok(access) = EngineAccess::read(config, files) else { return Vec::new() };
+    let found = |severity, what: &str, help: Option<String>| Diagnostic {
+        help,
+        ..Diagnostic::of_file(severity, format!("replicas: {what}"))
+    };
+    let failed = |why: &dyn std::fmt::Display| vec![found(Severity::Error, &why.to_string(), None)];
+    let target = match access.target() {
+        Ok(target) => target,
+        Err(why) => return failed(&why),
+    };
+    let tasks = Tasks::new();
+    let session = match EngineSession::connect(&target, &tasks).await {
+        Ok(session) => session,
+        Err(why) => return failed(&format!("cannot reach {}: {why}", target.address())),
+    };
+    let key = shared_key(config, files).ok();
+    match trial::try_engine(&session, config, key.as_ref(), Clock::system().wall()).await {
+        Err(why) => failed(&why),
+        Ok(findings) => findings
+            .into_iter()
+            .map(|TrialFinding { is_fatal, what, help }| {
+                found(if is_fatal { Severity::Error } else { Severity::Warning }, &what, Some(help))
+            })
+            .collect(),
+    }
 }
 
 /// What `serve` would not get from this machine. Without --online only what will hardly be otherwise when it starts, as a warning.

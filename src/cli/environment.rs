@@ -74,7 +74,11 @@ fn describe_below(command: Command, path: &str, inherited: &[String]) -> Command
         let reads = |variable: &EnvironmentVariable| match variable.readers {
             HasOption(id) => has(id),
             Commands(names) => names.contains(&&*path),
-            Secrets => has("key_file") || ["makegate serve", "makegate check"].contains(&&*path),
+            Secrets => {
+                let readers = ["makegate serve", "makegate check", "makegate replicas"];
+                has("key_file")
+                    || readers.iter().any(|reader| path == *reader || path.starts_with(&format!("{reader} ")))
+            }
         };
         let told = told(command.get_after_long_help().or(command.get_after_help()), reads);
         command.after_long_help(told)

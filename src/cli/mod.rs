@@ -28,6 +28,7 @@ mod record_printer;
 mod record_source;
 mod record_story;
 mod record_table;
+mod replicas;
 mod sandbox;
 mod serve;
 mod service_manager;
@@ -93,6 +94,8 @@ enum Command {
     Audit(Box<audit::AuditCommand>),
     #[command(subcommand)]
     Doubts(doubts::DoubtsCommand),
+    #[command(subcommand)]
+    Replicas(replicas::ReplicasCommand),
     Healthcheck(healthcheck::HealthcheckCommand),
     #[command(subcommand)]
     Config(config_show::ConfigCommand),
@@ -144,6 +147,7 @@ fn dispatch(command: &Command, color: ColorChoice) -> Result<(), CommandFailure>
         Command::Explain(explain) => explain.run(color),
         Command::Audit(audit) => audit.run(color),
         Command::Doubts(doubts) => doubts.run(color),
+        Command::Replicas(replicas) => replicas.run(color),
         Command::Healthcheck(healthcheck) => healthcheck.run(),
         Command::Config(config) => config.run(color),
         Command::Completions(completions) => completions.run(),

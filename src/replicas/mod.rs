@@ -31,7 +31,7 @@ use crate::hash;
 use crate::tasks::Tasks;
 
 pub use lease::Lease;
-pub use settings::{EngineAccess, ReplicasSettings};
+pub use settings::{EngineAccess, ReplicasSettings, shared_key};
 
 /// One life of the engine's soft state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -91,11 +91,7 @@ impl ReplicasSettings {
     }
 }
 
-/// The key that all replicas share.
-///
-/// # Errors
-/// There is none, or it is damaged.
-pub(super) fn key(path: &Path, files: &Snapshot) -> io::Result<[u8; 32]> {
+fn key(path: &Path, files: &Snapshot) -> io::Result<[u8; 32]> {
     let read = files.read(path, KEY_BYTES);
     let bytes = read.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
@@ -104,6 +100,14 @@ pub(super) fn key(path: &Path, files: &Snapshot) -> io::Result<[u8; 32]> {
         _ => file_error(path, &error),
     })?;
     <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| file_error(path, &"does not hold the 32 bytes of a key"))
+}
+
+/// The key that all replicas share.
+///
+/// # Errors
+/// There is none, or it is damaged.
+pub fn shared_key(config: &ReplicasConfig, files: &Snapshot) -> io::Result<[u8; 32]> {
+    key(&config.key_file, files)
 }
 
 /// The host's name, which is a pod's name in Kubernetes.

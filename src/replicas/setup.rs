@@ -1,6 +1,7 @@
 //! What commands do with the engine: prepare it, try it, look at it, and leave it.
 
 pub mod folder;
+pub mod leaving;
 pub mod start;
 pub mod status;
 pub mod trial;
@@ -26,7 +27,7 @@ pub enum SchemaChange {
 
 /// Why the engine was not prepared.
 #[derive(Debug, thiserror::Error)]
-pub enum SetupError {
+pub enum PrepareError {
     /// A newer makegate has prepared it.
     #[error("the database's schema has version {0}, and this makegate knows {VERSION}: use the newest makegate")]
     Newer(i32),
@@ -41,7 +42,7 @@ pub enum SetupError {
     Engine(#[from] EngineError),
 }
 
-impl SetupError {
+impl PrepareError {
     fn of(error: EngineError) -> Self {
         match error {
             EngineError::Failed { code: SqlState::INSUFFICIENT_PRIVILEGE, message } => Self::Forbidden(message),
@@ -66,11 +67,11 @@ pub async fn about(session: &EngineSession) -> Result<Option<SchemaAbout>, Engin
 /// Makes the schema, or brings it up to date, as often as anybody likes.
 ///
 /// # Errors
-/// [`SetupError`]. Nothing has changed.
-pub async fn prepare(session: &EngineSession, key: &[u8; 32]) -> Result<SchemaChange, SetupError> {
-    let before = match about(session).await.map_err(SetupError::of)? {
-        Some(known) if known.version > VERSION => return Err(SetupError::Newer(known.version)),
-        Some(known) if known.key_sha256 != schema::key_sha256(key) => return Err(SetupError::Key),
+/// [`PrepareError`]. Nothing has changed.
+pub async fn prepare(session: &EngineSession, key: &[u8; 32]) -> Result<SchemaChange, PrepareError> {
+    let before = match about(session).await.map_err(PrepareError::of)? {
+        Some(known) if known.version > VERSION => return Err(PrepareError::Newer(known.version)),
+        Some(known) if known.key_sha256 != schema::key_sha256(key) => return Err(PrepareError::Key),
         known => known.map(|known| known.version),
     };
     // Several statements sent as one are one transaction.
@@ -79,15 +80,15 @@ pub async fn prepare(session: &EngineSession, key: &[u8; 32]) -> Result<SchemaCh
     if made.is_err() {
         let _over = session.timed(session.batch_execute("rollback")).await;
     }
-    made.map_err(SetupError::of)?;
+    made.map_err(PrepareError::of)?;
     let note = "insert into mg.about (version, key_sha256) values ($1, $2)
                 on conflict (one) do update set version = greatest(mg.about.version, excluded.version)
                 where mg.about.key_sha256 = excluded.key_sha256";
     let key_sha256 = schema::key_sha256(key);
     let noted = session.timed(session.execute(note, &[&VERSION, &key_sha256.as_slice()])).await;
     // Another replica may have been faster, with another key.
-    if noted.map_err(SetupError::of)? == 0 {
-        return Err(SetupError::Key);
+    if noted.map_err(PrepareError::of)? == 0 {
+        return Err(PrepareError::Key);
     }
     Ok(match before {
         None => SchemaChange::Made,

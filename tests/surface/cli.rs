@@ -60,7 +60,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-const COMMANDS: [&[&str]; 26] = [
+const COMMANDS: [&[&str]; 30] = [
     &["doubts"],
     &["doubts", "list"],
     &["doubts", "settle"],
@@ -81,6 +81,10 @@ const COMMANDS: [&[&str]; 26] = [
     &["audit", "show"],
     &["audit", "verify"],
     &["audit", "head"],
+    &["replicas"],
+    &["replicas", "init"],
+    &["replicas", "status"],
+    &["replicas", "leave"],
     &["healthcheck"],
     &["config"],
     &["config", "show"],

@@ -94,7 +94,8 @@ impl EngineTarget {
     }
 
     /// Hosts, ports and database.
-    pub(super) fn address(&self) -> &str {
+    #[must_use]
+    pub fn address(&self) -> &str {
         &self.address
     }
 

@@ -1,0 +1,48 @@
+//! Whether a service may start with what its folder and the database say of its replica.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{RELEASE, StartError};
+use crate::clock::Clock;
+use crate::replicas::setup::{folder, start};
+use crate::replicas::{Replicas, ReplicasSettings};
+use crate::tasks::Tasks;
+
+/// Whether the folder belongs to this replica, or to a service that is the only one.
+///
+/// # Errors
+/// It belongs to another one, which would not know of what the others do.
+pub(super) fn check_folder(dir: &Path, settings: Option<&ReplicasSettings>) -> Result<(), StartError> {
+    let joined = folder::joined_as(dir).map_err(StartError::failed)?;
+    let (own, dir) = (settings.map(|settings| &*settings.name), dir.display());
+    match (joined.as_deref(), own) {
+        (None, _) => Ok(()),
+        (Some(joined), Some(own)) if joined == own => Ok(()),
+        (Some(joined), Some(own)) => Err(StartError::configuration(format!(
+            "the folder {dir} belongs to the replica {joined}, and this one is {own}: set replicas.name to \"{joined}\", or give it a folder of its own"
+        ))),
+        (Some(joined), None) => Err(StartError::configuration(format!(
+            "the folder {dir} belongs to the replica {joined}, which shares quota and writes with others: keep [replicas] in the configuration, \
+             or run `makegate replicas leave` with it first"
+        ))),
+    }
+}
+
+/// Starts to take part, if there are several replicas and nothing is known against it.
+///
+/// # Errors
+/// Only a person can put right what is wrong.
+pub(super) async fn join(
+    settings: Option<ReplicasSettings>,
+    dir: &Path,
+    clock: &Clock,
+    tasks: &Tasks,
+) -> Result<Option<Arc<Replicas>>, StartError> {
+    let Some(settings) = settings else { return Ok(None) };
+    if let Some(why) = start::objection(&settings, tasks).await {
+        return Err(StartError::configuration(format!("replicas: {why}")));
+    }
+    folder::note_joined(dir, &settings.name).map_err(StartError::failed)?;
+    Replicas::start(settings, RELEASE, clock.clone(), tasks).map(Some).map_err(StartError::configuration)
+}

@@ -185,6 +185,7 @@ impl Sim {
             wait_ms: QUOTA_WAIT_MS,
             latest,
             queue_max: QUEUE_MAX,
+            owner: 0,
         };
         let foreseen = self.queue.foresee(moment, &request);
         match self.queue.ask(moment, &request) {
@@ -459,7 +460,7 @@ fn nothing_is_spare_while_somebody_waits() {
     let mut queue = FairQueue::new(240);
     let flooding: Arc<str> = "flood".into();
     let request =
-        SlotRequest { caller: &flooding, eligible: 10, wait_ms: QUOTA_WAIT_MS, latest: 60_000, queue_max: 50 };
+        SlotRequest { caller: &flooding, eligible: 10, wait_ms: QUOTA_WAIT_MS, latest: 60_000, queue_max: 50, owner: 0 };
     while matches!(queue.ask(0, &request), SlotAnswer::Granted(_)) {}
     assert!(queue.used() * 2 < 240 && queue.waiting() == 1, "a request waits although more than half is free");
     assert!(queue.take_spare(0).is_none());
@@ -471,7 +472,7 @@ fn spare_slots_make_no_caller_that_others_make_room_for() {
     let grant = queue.take_spare(0).unwrap();
     queue.end(10, &grant);
     let lone: Arc<str> = "lone".into();
-    let request = SlotRequest { caller: &lone, eligible: 1, wait_ms: QUOTA_WAIT_MS, latest: 0, queue_max: 50 };
+    let request = SlotRequest { caller: &lone, eligible: 1, wait_ms: QUOTA_WAIT_MS, latest: 0, queue_max: 50, owner: 0 };
     for slot in 0..59 {
         assert!(matches!(queue.ask(10, &request), SlotAnswer::Granted(_)), "slot {slot}");
     }

@@ -19,6 +19,7 @@ use super::throttle_gate::{CloseReason, ThrottleGate};
 use super::window::{HOLD_MS, LentSlots, Moment, ReturningSlots, SlotWindow, SlotsDue, SlotsToLeave};
 use super::{QuotaOutlook, QuotaRefused};
 use crate::hash::NameMap;
+pub(super) use encoding::SharedState;
 use shares::{AGE_STEP_MS, ShareStanding};
 
 /// Minimum time between two notes that a caller is active although it gets nothing, in milliseconds.

@@ -125,7 +125,9 @@ impl SlotWindow {
     pub(super) fn take_lent(&mut self, returns: Moment, caller: &Arc<str>, round: u32) -> bool {
         let from = self.lent.partition_point(|lent| lent.returns < returns);
         let mut same = self.lent.iter_mut().enumerate().skip(from).take_while(|(_, lent)| lent.returns == returns);
-        let Some((at, lent)) = same.find(|(_, lent)| lent.caller == *caller && lent.round == round) else { return false };
+        let Some((at, lent)) = same.find(|(_, lent)| lent.caller == *caller && lent.round == round) else {
+            return false;
+        };
         lent.count -= 1;
         if lent.count == 0 {
             self.lent.remove(at);
@@ -153,8 +155,16 @@ impl SlotWindow {
 
     /// Lets nothing come back later than this after `now`: nothing can have been taken for longer.
     pub(super) fn clamp(&mut self, lent_until: Moment, held_until: Moment) {
-        self.lent.iter_mut().rev().take_while(|lent| lent.returns > lent_until).for_each(|lent| lent.returns = lent_until);
-        self.held.iter_mut().rev().take_while(|held| held.returns > held_until).for_each(|held| held.returns = held_until);
+        self.lent
+            .iter_mut()
+            .rev()
+            .take_while(|lent| lent.returns > lent_until)
+            .for_each(|lent| lent.returns = lent_until);
+        self.held
+            .iter_mut()
+            .rev()
+            .take_while(|held| held.returns > held_until)
+            .for_each(|held| held.returns = held_until);
     }
 
     /// Takes out the next slots that have come back by now.

@@ -245,7 +245,8 @@ impl FairQueue {
         let waiting = self.callers.values().filter(|state| !state.waiting.is_empty()).count();
         let mut seen = NameMap::default();
         let is_known = |name: &Arc<str>| self.callers.get(name).is_some_and(|state| !state.waiting.is_empty());
-        self.order.len() == waiting && self.order.iter().all(|name| is_known(name) && seen.insert(name.clone(), ()).is_none())
+        self.order.len() == waiting
+            && self.order.iter().all(|name| is_known(name) && seen.insert(name.clone(), ()).is_none())
     }
 }
 
@@ -256,7 +257,10 @@ impl StateMessage {
         let held = self.held_returns.len();
         let lent = self.lent_returns.len();
         let is_even = self.held_callers.len() == held && self.held_counts.len() == held;
-        (is_even && self.lent_callers.len() == lent && self.lent_counts.len() == lent && self.lent_rounds.len() == lent)
+        (is_even
+            && self.lent_callers.len() == lent
+            && self.lent_counts.len() == lent
+            && self.lent_rounds.len() == lent)
             .then_some(())?;
         let (mut returns, mut total) = (0_u64, 0_u64);
         for ((by, caller), slots) in self.held_returns.iter().zip(&self.held_callers).zip(&self.held_counts) {
@@ -395,3 +399,6 @@ fn count(count: u64) -> Option<u64> {
 fn to_u64(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX).min(COUNT_MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::super::QuotaRefused;
 use super::super::window::{HOLD_MS, LentSlots, Moment, SlotsDue, return_of};
-use super::{FairQueue, QueueCaller, QueueTicket, SPARE, SlotGrant};
+use super::{FairQueue, QueueCaller, QueueDecision, QueueTicket, SPARE, SlotGrant, SlotRequest};
 
 /// How far the clocks by which replicas count may be apart before something that lies ahead is not believed.
 const AHEAD_MS: u64 = 2_000;
@@ -147,9 +148,18 @@ impl FairQueue {
         self.callers.get(caller).is_some_and(|state| state.waiting.iter().any(|ticket| ticket.id == id))
     }
 
-    /// Whether the gate waits for ends of attempts, or callers for slots of attempts under way.
-    pub(in super::super) fn awaits_ends(&self, now: Moment) -> bool {
-        !self.order.is_empty() || !self.gate.is_wide_open(now)
+    /// Why a request would be refused at once, if it would. Takes nothing and makes nobody active.
+    pub(in super::super) fn refused(&mut self, now: Moment, request: &SlotRequest<'_>) -> Option<QuotaRefused> {
+        let is_new = self.activate(now, request);
+        let refused = match self.decide(now, request) {
+            QueueDecision::Send | QueueDecision::Queue(_) => None,
+            QueueDecision::Full(due) => Some(QuotaRefused::QueueFull(self.outlook(now, request.caller, due))),
+            QueueDecision::TooLong(due) => Some(QuotaRefused::TooLong(self.outlook(now, request.caller, due))),
+        };
+        if is_new {
+            self.callers.remove(request.caller);
+        }
+        refused
     }
 
     /// A caller asked and got nothing.
@@ -159,7 +169,7 @@ impl FairQueue {
         self.note_active(now, caller);
     }
 
-    /// Whether nothing is taken, closed or waited for.
+    /// Number of slots of attempts under way.
     #[cfg(test)]
     pub(in super::super) fn lent_count(&self) -> u64 {
         self.window.lent().iter().map(|slots| slots.count).sum()

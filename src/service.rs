@@ -143,7 +143,7 @@ impl Service {
         let answers =
             IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
         let quota =
-            Quota::open(quota_settings(&config), Some((&config.audit.dir, recovered.records > 0)), clock.clone());
+            Quota::open(quota_settings(&config), Some((&config.audit.dir, recovered.records > 0)), clock.clone(), None);
         let quota = quota.map_err(StartError::failed)?;
         let replica_tasks = Tasks::new();
         let replicas = membership::join(replicas, &config.audit.dir, &clock, &replica_tasks).await?;

@@ -202,6 +202,7 @@ pub(crate) fn quota_refusal(refused: QuotaRefused) -> Refusal {
     match refused {
         QuotaRefused::QueueFull(outlook) => Refusal::QuotaQueueFull { outlook },
         QuotaRefused::TooLong(outlook) => Refusal::NoQuota { outlook },
+        QuotaRefused::EngineUnreachable => Refusal::NoQuota { outlook: QuotaOutlook::UNKNOWN },
     }
 }
 

@@ -44,7 +44,7 @@ impl Gateway {
             idempotency: IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).unwrap(),
             log,
             cache: Cache::new(&config.cache, config.limits.stored_bytes, clock.clone()),
-            quota: Quota::open(quota, None, clock.clone()).unwrap(),
+            quota: Quota::open(quota, None, clock.clone(), None).unwrap(),
             upstream: Arc::new(upstream),
             issuers: Vec::new(),
             otel: None,

@@ -2,39 +2,31 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
+use super::common::QuotaShared;
 use super::fair_queue::{FairQueue, SPARE, SlotAnswer, SlotGrant, SlotRequest};
-use super::journal::{JournalPosition, SlotJournal};
-use super::journal_state::{JournalLine, JournalStep};
+use super::journal::JournalPosition;
+use super::journal_state::{JournalBucket, JournalLine, JournalStep};
+use super::shared::{SharedGrant, SharedTurns};
 use super::throttle_gate::CloseReason;
 use super::window::{Moment, SlotsDue};
 use super::{BucketId, BucketView, LimitSource, QuotaOutlook, QuotaRefused, SpenderView};
-use crate::clock::Clock;
 use crate::hash::NameMap;
 
 /// Maximum number of bucket and caller pairs whose spending is counted; further ones are not.
 const ACCOUNTS_MAX: usize = 100_000;
 
-/// What all buckets share.
-#[derive(Debug)]
-pub(super) struct QuotaShared {
-    pub(super) clock: Clock,
-    /// Moment 0.
-    pub(super) opened: Instant,
-    pub(super) journal: Option<SlotJournal>,
-    /// Number of accounts in all buckets.
-    pub(super) accounts: AtomicUsize,
-}
-
 #[derive(Debug)]
 pub(super) struct Bucket {
     id: BucketId,
     shared: Arc<QuotaShared>,
+    /// If replicas share the bucket: who hands out its slots. The queue below is then without use.
+    turns: Option<Arc<SharedTurns>>,
     queue: Mutex<BucketQueue>,
     /// Held by one of the waiting requests, which watches the time for all of them.
     timekeeper: tokio::sync::Mutex<()>,
@@ -75,12 +67,19 @@ struct SpenderCounts {
 #[derive(Debug)]
 pub struct Slot {
     bucket: Arc<Bucket>,
-    grant: SlotGrant,
+    hold: SlotHold,
     waited: Duration,
-    /// The position of its journal line.
-    line: JournalPosition,
     /// Whether the slot reached its waiter, so that it may have been used.
     received: bool,
+}
+
+/// What ends when a slot is dropped.
+#[derive(Debug)]
+enum SlotHold {
+    /// A slot of this process alone, and the position of its journal line.
+    Own(SlotGrant, JournalPosition),
+    /// One of all replicas, which ends by itself.
+    Shared(SharedGrant),
 }
 
 /// A waiting request. Dropping it leaves the queue.
@@ -92,27 +91,18 @@ struct QueuedRequest {
     granted: oneshot::Receiver<Slot>,
 }
 
-impl QuotaShared {
-    pub(super) fn now(&self) -> Moment {
-        self.moment(self.clock.now())
-    }
-
-    /// Converts a time to milliseconds since the quota was opened.
-    pub(super) fn moment(&self, time: Instant) -> Moment {
-        u64::try_from(time.saturating_duration_since(self.opened).as_millis()).unwrap_or(Moment::MAX)
-    }
-
-    fn add_line<'a>(&self, line: impl FnOnce(i64) -> JournalLine<'a>) -> JournalPosition {
-        self.journal.as_ref().map(|journal| journal.add(&line(self.clock.wall_ms()))).unwrap_or_default()
-    }
-}
-
 impl Bucket {
-    pub(super) fn new(id: BucketId, turns: FairQueue, shared: Arc<QuotaShared>) -> Self {
+    pub(super) fn new(
+        id: BucketId,
+        queue: FairQueue,
+        turns: Option<Arc<SharedTurns>>,
+        shared: Arc<QuotaShared>,
+    ) -> Self {
         Self {
             id,
             shared,
-            queue: Mutex::new(BucketQueue { turns, waiting: HashMap::new() }),
+            turns,
+            queue: Mutex::new(BucketQueue { turns: queue, waiting: HashMap::new() }),
             timekeeper: tokio::sync::Mutex::default(),
             changed: Notify::new(),
             accounts: RwLock::default(),
@@ -143,6 +133,10 @@ impl Bucket {
     async fn wait(self: Arc<Self>, request: &SlotRequest<'_>, latest: Instant) -> Result<Slot, QuotaRefused> {
         let now = self.shared.now();
         self.touched.store(now, Ordering::Relaxed);
+        if let Some(turns) = &self.turns {
+            let grant = turns.acquire(request, latest, false).await?;
+            return Ok(self.shared_slot(grant));
+        }
         let (ticket, granted) = {
             let mut queue = self.queue();
             match queue.turns.ask(now, request) {
@@ -160,12 +154,21 @@ impl Bucket {
 
     /// See [`super::Quota::foresee`].
     pub(super) fn foresee(&self, request: &SlotRequest<'_>) -> Result<QuotaOutlook, QuotaRefused> {
-        self.queue().turns.foresee(self.shared.now(), request)
+        let now = self.shared.now();
+        match &self.turns {
+            Some(turns) => turns.foresee(request, request.latest.saturating_sub(now)),
+            None => self.queue().turns.foresee(now, request),
+        }
     }
 
     /// Takes a slot that nobody else wants; see [`super::Quota::acquire_spare`].
     pub(super) async fn acquire_spare(self: &Arc<Self>) -> Option<Slot> {
         let now = self.shared.now();
+        if let Some(turns) = &self.turns {
+            self.touched.store(now, Ordering::Relaxed);
+            let grant = turns.acquire_spare().await?;
+            return Some(self.shared_slot(grant).wait_written().await);
+        }
         let grant = self.queue().turns.take_spare(now)?;
         self.touched.store(now, Ordering::Relaxed);
         Some(self.issue_slot(grant).wait_written().await)
@@ -207,16 +210,51 @@ impl Bucket {
     pub(super) fn close(self: &Arc<Self>, lasts: Duration, asked: Option<Duration>) {
         let lasts_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
         let now = self.shared.now();
-        self.change(|queue| queue.close(now, now.saturating_add(lasts_ms), CloseReason::Throttled(asked)));
+        match &self.turns {
+            Some(turns) => turns.close(lasts_ms, CloseReason::Throttled(asked)),
+            None => self.change(|queue| queue.close(now, now.saturating_add(lasts_ms), CloseReason::Throttled(asked))),
+        }
         self.shared.add_line(|now| JournalLine::Closed(now.saturating_add_unsigned(lasts_ms), self.id));
     }
 
     /// Opens the bucket before its time. Returns why it was closed.
     pub(super) fn reopen(self: &Arc<Self>) -> Option<CloseReason> {
         let now = self.shared.now();
-        let why = self.change(|queue| queue.reopen(now))?;
+        let why = match &self.turns {
+            Some(turns) => turns.reopen(),
+            None => self.change(|queue| queue.reopen(now)),
+        }?;
         self.shared.add_line(|now| JournalLine::Closed(now, self.id));
         Some(why)
+    }
+
+    /// Sets the limit. News of it are told to the other replicas, if there are any.
+    pub(super) fn set_limit(self: &Arc<Self>, limit: u32, from: LimitSource, is_news: bool) {
+        match &self.turns {
+            Some(turns) => turns.set_limit(limit, from, is_news),
+            None => self.change(|queue| queue.set_limit(limit)),
+        }
+    }
+
+    /// The limit learned for this bucket by this process, or by any replica; 0 if none.
+    pub(super) fn learned(&self) -> u32 {
+        let told = self.turns.as_ref().and_then(|turns| turns.learned());
+        told.inspect(|limit| self.learned.store(*limit, Ordering::Relaxed))
+            .unwrap_or_else(|| self.learned.load(Ordering::Relaxed))
+    }
+
+    /// Takes over what an earlier process spent.
+    pub(super) fn restore(self: &Arc<Self>, known: &JournalBucket, wall_ms: i64) {
+        match &self.turns {
+            Some(turns) => {
+                known.restore_shared(wall_ms, |caller, count, age_ms| turns.restore(caller, count, age_ms));
+                let left = known.closed_until.map_or(0, |until| u64::try_from(until - wall_ms).unwrap_or(0));
+                if left > 0 {
+                    turns.close(left, CloseReason::ThrottledBefore);
+                }
+            }
+            None => self.change(|queue| known.restore_into(queue, wall_ms)),
+        }
     }
 
     /// Counts answers to `caller` that cost nothing.
@@ -231,15 +269,23 @@ impl Bucket {
 
     /// Number of slots taken, and when the bucket was last used. Returns `None` if it is closed or has waiters.
     pub(super) fn evictable(&self) -> Option<(u64, Moment)> {
-        let used = self.queue().turns.evictable(self.shared.now())?;
+        let used = match &self.turns {
+            Some(turns) => turns.evictable()?,
+            None => self.queue().turns.evictable(self.shared.now())?,
+        };
         Some((used, self.touched.load(Ordering::Relaxed)))
     }
 
     /// The operators' view.
     pub(super) fn view(&self, limit_from: LimitSource) -> BucketView {
-        let now = self.shared.now();
+        match &self.turns {
+            Some(turns) => turns.look(|queue, now| self.view_queue(queue, now, limit_from)),
+            None => self.view_queue(&mut self.queue().turns, self.shared.now(), limit_from),
+        }
+    }
+
+    fn view_queue(&self, queue: &mut FairQueue, now: Moment, limit_from: LimitSource) -> BucketView {
         let mut callers: HashMap<Arc<str>, SpenderView> = HashMap::new();
-        let queue = &mut self.queue().turns;
         queue.expire(now);
         for (name, spent, waiting) in queue.spenders() {
             callers.insert(name.clone(), SpenderView { spent, waiting, ..SpenderView::new(name) });
@@ -284,7 +330,11 @@ impl Bucket {
         let line = self
             .shared
             .add_line(|at| JournalLine::Sent(JournalStep { at, bucket: self.id, count: 1, caller: &grant.caller }));
-        Slot { bucket: self.clone(), grant, waited: Duration::ZERO, line, received: false }
+        Slot { bucket: self.clone(), hold: SlotHold::Own(grant, line), waited: Duration::ZERO, received: false }
+    }
+
+    fn shared_slot(self: &Arc<Self>, grant: SharedGrant) -> Slot {
+        Slot { bucket: self.clone(), hold: SlotHold::Shared(grant), waited: Duration::ZERO, received: false }
     }
 
     /// Watches the time for all waiting requests until dropped.
@@ -326,10 +376,21 @@ impl Slot {
     /// Marks the slot as received and waits for the journal: from here on it may be used.
     async fn wait_written(mut self) -> Self {
         if let Some(journal) = &self.bucket.shared.journal {
-            journal.wait_written(self.line).await;
+            let line = match &self.hold {
+                SlotHold::Own(_, line) => *line,
+                SlotHold::Shared(grant) => grant.line,
+            };
+            journal.wait_written(line).await;
         }
-        self.received = true;
+        self.set_received(true);
         self
+    }
+
+    fn set_received(&mut self, received: bool) {
+        self.received = received;
+        if let SlotHold::Shared(grant) = &mut self.hold {
+            grant.is_received = received;
+        }
     }
 
     /// How long the request waited for the slot.
@@ -340,23 +401,32 @@ impl Slot {
 
     /// Frees the slot at once, because the attempt provably never left (no connection was made).
     pub fn release_unsent(mut self) {
-        self.received = false;
+        self.set_received(false);
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let (bucket, grant, now) = (&self.bucket, &self.grant, self.bucket.shared.now());
-        let step = |at| JournalStep { at, bucket: bucket.id, count: 1, caller: &grant.caller };
+        let (bucket, now) = (&self.bucket, self.bucket.shared.now());
+        let caller = match &self.hold {
+            SlotHold::Shared(grant) => &grant.caller,
+            SlotHold::Own(grant, _) => {
+                let step = |at| JournalStep { at, bucket: bucket.id, count: 1, caller: &grant.caller };
+                if self.received {
+                    bucket.change(|queue| queue.end(now, grant));
+                    bucket.shared.add_line(|at| JournalLine::Ended(step(at)));
+                } else {
+                    bucket.shared.add_line(|at| JournalLine::Unsent(step(at)));
+                    bucket.change(|queue| queue.unsend(now, grant));
+                }
+                &grant.caller
+            }
+        };
         if !self.received {
-            bucket.shared.add_line(|at| JournalLine::Unsent(step(at)));
-            bucket.change(|queue| queue.unsend(now, grant));
             return;
         }
-        bucket.change(|queue| queue.end(now, grant));
-        bucket.shared.add_line(|at| JournalLine::Ended(step(at)));
         let waited_us = u64::try_from(self.waited.as_micros()).unwrap_or(u64::MAX);
-        bucket.with_account(&grant.caller, |account| {
+        bucket.with_account(caller, |account| {
             account.waited_us.fetch_add(waited_us, Ordering::Relaxed);
             account.sent.fetch_add(1, Ordering::Relaxed)
         });

@@ -7,6 +7,8 @@
 //! evenly. So a flooding caller ends up spread over the hold, and stays out of the way without leaving the others'
 //! unused share idle. The arithmetic is in `shares`.
 
+mod encoding;
+mod lending;
 mod shares;
 
 use std::collections::VecDeque;
@@ -14,20 +16,23 @@ use std::sync::Arc;
 
 use super::surplus_pacer::SurplusPacer;
 use super::throttle_gate::{CloseReason, ThrottleGate};
-use super::window::{HOLD_MS, Moment, ReturningSlots, SlotWindow, SlotsDue, SlotsToLeave};
+use super::window::{HOLD_MS, LentSlots, Moment, ReturningSlots, SlotWindow, SlotsDue, SlotsToLeave};
 use super::{QuotaOutlook, QuotaRefused};
 use crate::hash::NameMap;
+pub(super) use encoding::SharedState;
 use shares::{AGE_STEP_MS, ShareStanding};
 
 /// Minimum time between two notes that a caller is active although it gets nothing, in milliseconds.
 const ACTIVE_NOTE_MS_MIN: u64 = 1_000;
+/// The same in a queue that replicas share, where each note is sent and stored with the state.
+const SHARED_NOTE_MS_MIN: u64 = 10_000;
 /// The owner of spare slots; no caller can have this name.
 pub(super) const SPARE: &str = "(makegate)";
 /// Divisor of the limit that gives how many spare slots may be taken within a hold (at least one).
 const SPARE_DIVISOR: u64 = 30;
 
 /// The queue of one bucket. A waiting request is known by its ticket.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FairQueue {
     limit: u64,
     /// Number of configured callers that can reach this bucket.
@@ -43,16 +48,27 @@ pub(super) struct FairQueue {
     order: VecDeque<Arc<str>>,
     next_ticket: u64,
     spare: SpareSlots,
+    /// If replicas share the queue: when a slot that is taken now comes back, even if nobody says that its attempt has ended.
+    lends_until: Option<Moment>,
+}
+
+/// A waiting request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct QueueTicket {
+    pub(super) id: u64,
+    /// The replica whose request it is, by its incarnation; 0 if replicas do not share the queue.
+    pub(super) owner: u128,
+    pub(super) latest: Moment,
 }
 
 /// Slots taken as spare ones. They count against no share, and their taker is not a caller for whom others make room.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct SpareSlots {
     name: Arc<str>,
     spent: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct QueueCaller {
     /// Its slots, under way and held.
     spent: u64,
@@ -64,13 +80,15 @@ struct QueueCaller {
     /// When it was last noted as active although it got nothing.
     active_noted_at: Moment,
     /// The tickets of its waiting requests, oldest first.
-    waiting: VecDeque<u64>,
+    waiting: VecDeque<QueueTicket>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct SlotGrant {
     pub(super) caller: Arc<str>,
-    round: u32,
+    pub(super) round: u32,
+    /// If replicas share the queue: when the slot comes back at the latest.
+    pub(super) returns: Option<Moment>,
 }
 
 /// A request for a slot.
@@ -85,6 +103,8 @@ pub(super) struct SlotRequest<'a> {
     pub(super) latest: Moment,
     /// Maximum number of this caller's waiting requests.
     pub(super) queue_max: usize,
+    /// The replica that asks; 0 if replicas do not share the queue.
+    pub(super) owner: u128,
 }
 
 #[derive(Debug)]
@@ -122,6 +142,7 @@ impl FairQueue {
             order: VecDeque::new(),
             next_ticket: 0,
             spare: SpareSlots { name: SPARE.into(), spent: 0 },
+            lends_until: None,
         }
     }
 
@@ -131,7 +152,7 @@ impl FairQueue {
         self.activate(now, request);
         match self.decide(now, request) {
             QueueDecision::Send => SlotAnswer::Granted(self.send(now, caller)),
-            QueueDecision::Queue(_) => SlotAnswer::Queued(self.queue(caller)),
+            QueueDecision::Queue(_) => SlotAnswer::Queued(self.queue(request)),
             QueueDecision::Full(due) => {
                 self.note_active(now, caller);
                 SlotAnswer::Full(self.outlook(now, caller, due))
@@ -208,19 +229,19 @@ impl FairQueue {
             && self.gate.is_wide_open(now);
         is_spare.then(|| {
             self.spare.spent += 1;
-            self.window.send();
-            SlotGrant { caller: self.spare.name.clone(), round: self.gate.send(now) }
+            let caller = self.spare.name.clone();
+            self.issue(now, caller)
         })
     }
 
-    fn queue(&mut self, caller: &Arc<str>) -> u64 {
+    fn queue(&mut self, request: &SlotRequest<'_>) -> u64 {
         let id = self.next_ticket;
         self.next_ticket += 1;
-        if let Some(state) = self.callers.get_mut(caller) {
+        if let Some(state) = self.callers.get_mut(request.caller) {
             if state.waiting.is_empty() {
-                self.order.push_back(caller.clone());
+                self.order.push_back(request.caller.clone());
             }
-            state.waiting.push_back(id);
+            state.waiting.push_back(QueueTicket { id, owner: request.owner, latest: request.latest });
         }
         id
     }
@@ -230,7 +251,7 @@ impl FairQueue {
     pub(super) fn leave(&mut self, now: Moment, caller: &Arc<str>, ticket: u64) -> Option<QuotaOutlook> {
         self.expire(now);
         let state = self.callers.get_mut(caller)?;
-        let place = state.waiting.iter().position(|waiting| *waiting == ticket)?;
+        let place = state.waiting.iter().position(|waiting| waiting.id == ticket)?;
         state.waiting.remove(place);
         if state.waiting.is_empty() {
             self.order.retain(|name| name != caller);
@@ -254,7 +275,7 @@ impl FairQueue {
         if !state.waiting.is_empty() {
             self.order.push_back(caller.clone());
         }
-        Some((self.send(now, &caller), ticket))
+        Some((self.send(now, &caller), ticket.id))
     }
 
     /// When [`FairQueue::pump`] must be called again if nothing else happens; `None` if nobody waits. The due time is
@@ -370,13 +391,23 @@ impl FairQueue {
         let state = self.callers.entry(caller.clone()).or_default();
         state.spent += 1;
         state.under_way += 1;
-        self.window.send();
-        SlotGrant { caller: caller.clone(), round: self.gate.send(now) }
+        self.issue(now, caller.clone())
+    }
+
+    /// Takes the slot itself.
+    fn issue(&mut self, now: Moment, caller: Arc<str>) -> SlotGrant {
+        let round = self.gate.send(now);
+        match self.lends_until {
+            None => self.window.send(),
+            Some(returns) => self.window.lend(LentSlots { returns, caller: caller.clone(), round, count: 1 }),
+        }
+        SlotGrant { caller, round, returns: self.lends_until }
     }
 
     fn note_active(&mut self, now: Moment, caller: &Arc<str>) {
         let Some(state) = self.callers.get_mut(caller) else { return };
-        if state.entries == 0 || now >= state.active_noted_at + ACTIVE_NOTE_MS_MIN {
+        let pause = if self.lends_until.is_some() { SHARED_NOTE_MS_MIN } else { ACTIVE_NOTE_MS_MIN };
+        if state.entries == 0 || now >= state.active_noted_at + pause {
             state.active_noted_at = now;
             state.entries += u64::from(self.window.hold(now + HOLD_MS, caller, 0));
         }
@@ -384,6 +415,9 @@ impl FairQueue {
 
     /// Takes back the slots that are due.
     pub(super) fn expire(&mut self, now: Moment) {
+        while let Some(lapsed) = self.window.lapsed(now) {
+            self.forget_lapsed(&lapsed);
+        }
         while let Some(ReturningSlots { caller, count, .. }) = self.window.returned(now) {
             if *caller == *SPARE {
                 self.spare.spent = self.spare.spent.saturating_sub(count);

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write as _};
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::fair_queue::FairQueue;
 use super::throttle_gate::CloseReason;
 use super::window::HOLD_MS;
@@ -35,6 +37,8 @@ pub(super) enum JournalLine<'a> {
     Closed(i64, BucketId),
     /// Every bucket counts as full until this time.
     Full(i64),
+    /// Which state, shared with other replicas, knows everything that was spent so far, if any does.
+    Epoch(Option<Uuid>),
     /// The journal was closed; only as the last line.
     Shut(i64),
 }
@@ -59,6 +63,7 @@ impl<'a> JournalLine<'a> {
             Self::Learned(at, organization, limit) => writeln!(text, "L {at} {organization} {limit}"),
             Self::Closed(until, bucket) => writeln!(text, "C {until} {bucket}"),
             Self::Full(until) => writeln!(text, "F {until}"),
+            Self::Epoch(epoch) => writeln!(text, "P {}", epoch.unwrap_or_default()),
             Self::Shut(at) => writeln!(text, "X {at}"),
         };
     }
@@ -90,6 +95,7 @@ impl<'a> JournalLine<'a> {
                 Self::Closed(until.parse().ok()?, BucketId::parse(bucket)?)
             }
             "F" => Self::Full(rest.parse().ok()?),
+            "P" => Self::Epoch(Some(rest.parse().ok()?).filter(|epoch: &Uuid| !epoch.is_nil())),
             "X" => Self::Shut(rest.parse().ok()?),
             _ => return None,
         })
@@ -154,6 +160,8 @@ pub(super) struct JournalState {
     pub(super) buckets: HashMap<BucketId, JournalBucket>,
     /// Every bucket counts as full until then.
     pub(super) full_until: Option<i64>,
+    /// The state shared with other replicas that knows all of this.
+    pub(super) epoch: Option<Uuid>,
 }
 
 #[derive(Debug, Default)]
@@ -230,6 +238,9 @@ impl JournalState {
         if let Some(until) = self.full_until {
             put(JournalLine::Full(until));
         }
+        if self.epoch.is_some() {
+            put(JournalLine::Epoch(self.epoch));
+        }
         for (&bucket, known) in &self.buckets {
             if let (BucketId::Organization(id), Some((at, limit))) = (bucket, known.learned) {
                 put(JournalLine::Learned(at, id, limit));
@@ -262,6 +273,7 @@ impl JournalState {
             }
             JournalLine::Closed(until, bucket) => self.buckets.entry(bucket).or_default().closed_until = Some(until),
             JournalLine::Full(until) => self.full_until = self.full_until.max(Some(until.min(now + HOLD))),
+            JournalLine::Epoch(epoch) => self.epoch = epoch,
             JournalLine::Shut(_) => {}
         }
     }
@@ -309,6 +321,13 @@ impl JournalState {
 }
 
 impl JournalBucket {
+    /// Passes the remembered slots to a bucket that replicas share, with the milliseconds since their attempts ended.
+    pub(super) fn restore_shared(&self, now: i64, mut restore: impl FnMut(&Arc<str>, u64, u64)) {
+        for ((ended, caller), count) in &self.held {
+            restore(caller, *count, u64::try_from(now - ended).unwrap_or(0));
+        }
+    }
+
     /// Adds the remembered slots to `queue`, which was opened at `now`.
     pub(super) fn restore_into(&self, queue: &mut FairQueue, now: i64) {
         for ((ended, caller), count) in &self.held {

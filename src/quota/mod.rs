@@ -5,12 +5,14 @@
 //! number of requests per minute and organization.
 
 mod bucket;
+mod common;
 mod fair_queue;
 mod journal;
 mod journal_state;
 mod outlook;
 mod savings;
 mod settings;
+mod shared;
 #[cfg(test)]
 mod sim;
 mod surplus_pacer;
@@ -32,14 +34,17 @@ use serde::{Serialize, Serializer};
 use crate::clock::Clock;
 use crate::process_log::STATE;
 
+use bucket::Bucket;
 pub use bucket::Slot;
-use bucket::{Bucket, QuotaShared};
+use common::QuotaShared;
 use fair_queue::{FairQueue, SlotRequest};
 use journal::SlotJournal;
 use journal_state::{JournalLine, JournalState};
 pub use outlook::{QuotaOutlook, WaitsFor};
 use savings::Savings;
 pub use settings::{LimitSource, QuotaSettings};
+use shared::{JournalPast, OwnLimit, QuotaGroup, SharedTurns};
+pub use shared::{SharedQuota, SwapCounters};
 use throttle_gate::CloseReason;
 use window::{HOLD_MS, Moment};
 
@@ -76,6 +81,8 @@ pub enum QuotaRefused {
     QueueFull(QuotaOutlook),
     /// No slot comes in time.
     TooLong(QuotaOutlook),
+    /// The replicas share the quota through an engine that cannot be reached.
+    EngineUnreachable,
 }
 
 /// The operators' view of one bucket.
@@ -144,6 +151,8 @@ pub struct Quota {
     /// the quota was opened).
     forgotten: Mutex<(u64, u64)>,
     savings: Savings,
+    /// If replicas share the quota.
+    group: Option<Arc<QuotaGroup>>,
 }
 
 #[derive(Debug, Default)]
@@ -178,11 +187,16 @@ impl Buckets {
 impl Quota {
     /// Opens the quota with the slots and limits that the journal in a folder remembers (without a folder it keeps no
     /// journal). The flag says whether the gateway has run with that folder before, so that a missing journal was
-    /// removed by someone.
+    /// removed by someone. If replicas share the quota, its slots are handed out through the engine; this must then be called within tokio.
     ///
     /// # Errors
     /// The journal cannot be read or created.
-    pub fn open(settings: QuotaSettings, dir: Option<(&Path, bool)>, clock: Clock) -> io::Result<Self> {
+    pub fn open(
+        settings: QuotaSettings,
+        dir: Option<(&Path, bool)>,
+        clock: Clock,
+        shared: Option<&SharedQuota>,
+    ) -> io::Result<Self> {
         let (journal, journal_state) = match dir {
             Some((dir, has_run)) => {
                 let (journal, journal_state) = SlotJournal::open(dir, has_run, clock.clone())?;
@@ -191,18 +205,32 @@ impl Quota {
             None => (None, JournalState::default()),
         };
         let wall_ms = clock.wall_ms();
-        let shared = QuotaShared { opened: clock.now(), clock, journal, accounts: 0.into() };
+        let common = Arc::new(QuotaShared { opened: clock.now(), clock, journal, accounts: 0.into() });
+        let group = shared.map(|shared| QuotaGroup::new(shared, common.clone()));
         let full_until = journal_state.full_until.map_or(0, |until| u64::try_from(until - wall_ms).unwrap_or(0));
         let quota = Self {
             settings: RwLock::new(settings),
             buckets: RwLock::default(),
-            shared: Arc::new(shared),
+            shared: common,
             full_until,
             forgotten: Mutex::default(),
             savings: Savings::new(),
+            group,
         };
-        for (id, known) in journal_state.buckets {
-            quota.restore(id, &known, wall_ms);
+        for (id, known) in &journal_state.buckets {
+            quota.restore(*id, known, wall_ms);
+        }
+        match (&quota.group, shared) {
+            (Some(group), Some(shared)) => {
+                let unknown_until = quota.shared.boot() + full_until;
+                let past = JournalPast { epoch: journal_state.epoch, unknown_until };
+                shared.tasks.spawn_until_stop(shared::follow(group.clone(), past));
+            }
+            // What is spent from here on, no engine knows.
+            _ if journal_state.epoch.is_some() => {
+                quota.shared.add_line(|_| JournalLine::Epoch(None));
+            }
+            _ => {}
         }
         Ok(quota)
     }
@@ -212,11 +240,8 @@ impl Quota {
         if let Some((_, limit)) = known.learned {
             bucket.learned.store(limit, Ordering::Relaxed);
         }
-        let limit = self.limit(id, &bucket);
-        bucket.change(|queue| {
-            queue.set_limit(limit);
-            known.restore_into(queue, wall_ms);
-        });
+        self.tell_limit(id, &bucket, false);
+        bucket.restore(known, wall_ms);
     }
 
     /// Waits for the right to send one attempt, at most until `latest`. `eligible` is the number of configured
@@ -261,6 +286,7 @@ impl Quota {
             wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
             latest: self.shared.moment(latest),
             queue_max: queue_per_caller,
+            owner: 0,
         }
     }
 
@@ -290,7 +316,7 @@ impl Quota {
         if before == per_minute {
             return;
         }
-        bucket.change(|queue| queue.set_limit(per_minute));
+        self.tell_limit(id, &bucket, true);
         if before != 0 {
             tracing::info!(target: STATE, organization, before, now = per_minute, "the quota of an organization has changed");
         }
@@ -323,8 +349,7 @@ impl Quota {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         let buckets: Vec<_> = self.all();
         for (id, bucket) in buckets {
-            let limit = self.limit(id, &bucket);
-            bucket.change(|queue| queue.set_limit(limit));
+            self.tell_limit(id, &bucket, false);
         }
     }
 
@@ -345,7 +370,7 @@ impl Quota {
     }
 
     fn view_of(&self, id: BucketId, bucket: &Bucket) -> BucketView {
-        bucket.view(self.settings().limit(id, bucket.learned.load(Ordering::Relaxed)).1)
+        bucket.view(self.settings().limit(id, bucket.learned()).1)
     }
 
     /// Adds savings to the buckets' accounts. Must be called every second.
@@ -376,8 +401,16 @@ impl Quota {
         self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn limit(&self, id: BucketId, bucket: &Bucket) -> u32 {
-        self.settings().limit(id, bucket.learned.load(Ordering::Relaxed)).0
+    /// Sets a bucket's limit to what the configuration says, or else to what was learned.
+    fn tell_limit(&self, id: BucketId, bucket: &Arc<Bucket>, is_news: bool) {
+        let (limit, from) = self.settings().limit(id, bucket.learned());
+        bucket.set_limit(limit, from, is_news);
+    }
+
+    /// How swaps went, if replicas share the quota.
+    #[must_use]
+    pub fn swaps(&self) -> Option<&SwapCounters> {
+        self.group.as_ref().map(|group| &group.counters)
     }
 
     fn all(&self) -> Vec<(BucketId, Arc<Bucket>)> {
@@ -405,7 +438,12 @@ impl Quota {
 
     fn new_bucket(&self, id: BucketId) -> Bucket {
         let now = self.shared.now();
-        let mut queue = FairQueue::new(self.settings().limit(id, 0).0);
+        let (limit, from) = self.settings().limit(id, 0);
+        let mut queue = FairQueue::new(limit);
+        if let Some(group) = &self.group {
+            let turns = SharedTurns::new(id, OwnLimit { limit, from, is_news: false }, group);
+            return Bucket::new(id, queue, Some(turns), self.shared.clone());
+        }
         if self.full_until > now {
             queue.close(now, self.full_until, CloseReason::UnknownBefore);
         }
@@ -415,7 +453,7 @@ impl Quota {
             // any of them had taken.
             queue.hold(until, &FORGOTTEN.into(), count);
         }
-        Bucket::new(id, queue, self.shared.clone())
+        Bucket::new(id, queue, None, self.shared.clone())
     }
 
     /// Remembers that a bucket with this many slots taken was evicted.

@@ -7,10 +7,10 @@ use super::window::{HOLD_MS, Moment};
 const AHEAD_NS: u64 = 1_000_000_000;
 
 /// The common pace of all callers above their share.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct SurplusPacer {
     /// When the next slot would be taken at an even pace, in nanoseconds.
-    next_ns: u64,
+    pub(super) next_ns: u64,
 }
 
 impl SurplusPacer {

@@ -25,6 +25,7 @@ impl World {
             QuotaSettings { setting, queue_per_caller: 3, wait: WAIT, ..QuotaSettings::default() },
             None,
             clock.clone(),
+            None,
         )
         .unwrap();
         Self { quota, clock, caller: "a".into() }

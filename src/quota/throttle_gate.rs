@@ -8,18 +8,18 @@ use super::window::{Moment, SlotsDue};
 use super::{CLOSED_DEFAULT, CLOSED_MAX};
 
 /// Decides whether attempts may go. Open unless [`ThrottleGate::close`] was called.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ThrottleGate {
-    closed_until: Moment,
+    pub(super) closed_until: Moment,
     /// When one attempt may test whether a long closing is still needed; at most once until an attempt succeeds.
-    early_test: Option<Moment>,
-    is_tested_early: bool,
+    pub(super) early_test: Option<Moment>,
+    pub(super) is_tested_early: bool,
     /// Until then nobody knows what an earlier process sent, so nothing may go.
-    unknown_until: Moment,
+    pub(super) unknown_until: Moment,
     /// How often it was closed. Attempts from before the last time prove nothing.
-    round: u32,
-    batch: Option<ReopenBatch>,
-    why: Option<CloseReason>,
+    pub(super) round: u32,
+    pub(super) batch: Option<ReopenBatch>,
+    pub(super) why: Option<CloseReason>,
 }
 
 /// Why a gate was closed.
@@ -31,6 +31,8 @@ pub(super) enum CloseReason {
     ThrottledBefore,
     /// Nobody knows what an earlier process sent.
     UnknownBefore,
+    /// Somebody set the clock by which the replicas count.
+    ClockStep,
 }
 
 impl fmt::Display for CloseReason {
@@ -40,16 +42,17 @@ impl fmt::Display for CloseReason {
             Self::Throttled(Some(asked)) => write!(f, "Make answered 429 with Retry-After: {}", asked.as_secs()),
             Self::ThrottledBefore => f.write_str("Make answered 429 before makegate was started again"),
             Self::UnknownBefore => f.write_str("makegate does not know what was sent before it was started"),
+            Self::ClockStep => f.write_str("the clock of the replicas' database was set"),
         }
     }
 }
 
 /// While reopening: how many attempts may go now. When all have ended without a 429, it becomes twice as many.
-#[derive(Debug)]
-struct ReopenBatch {
-    size: u64,
-    sent: u64,
-    ended: u64,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ReopenBatch {
+    pub(super) size: u64,
+    pub(super) sent: u64,
+    pub(super) ended: u64,
 }
 
 impl ReopenBatch {
@@ -62,8 +65,8 @@ impl ThrottleGate {
     pub(super) fn close(&mut self, now: Moment, until: Moment, why: CloseReason) {
         let longest = now.saturating_add(millis(CLOSED_MAX));
         self.closed_until = self.closed_until.max(until).min(longest);
-        if why == CloseReason::UnknownBefore {
-            self.unknown_until = until;
+        if matches!(why, CloseReason::UnknownBefore | CloseReason::ClockStep) {
+            self.unknown_until = self.unknown_until.max(until);
         }
         let lasts = self.closed_until.saturating_sub(now);
         let half = (now + lasts / 2).max(self.unknown_until);
@@ -96,6 +99,13 @@ impl ThrottleGate {
             Some(batch) if batch.sent >= batch.size => SlotsDue::AfterAnEnd,
             Some(_) | None => SlotsDue::At(self.early_test.unwrap_or(self.closed_until).max(now)),
         }
+    }
+
+    /// Nothing can have closed it for longer than this.
+    pub(super) fn clamp(&mut self, until: Moment) {
+        self.closed_until = self.closed_until.min(until);
+        self.unknown_until = self.unknown_until.min(until);
+        self.early_test = self.early_test.map(|at| at.min(until));
     }
 
     /// Until when it is closed; `None` if it is not.

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Milliseconds since the quota was opened.
+/// Milliseconds since the quota was opened; for a quota that replicas share, since 1970 by the engine's clock.
 pub(super) type Moment = u64;
 
 /// How long a slot stays taken after its attempt ended: the upstream's minute, plus a second for clock differences.
@@ -54,12 +54,24 @@ pub(super) enum SlotsDue {
     Later,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct SlotWindow {
     under_way: u64,
+    /// Those under way that other replicas may have sent, in the order in which they come back at the latest.
+    lent: VecDeque<LentSlots>,
     /// In the order in which they come back.
     held: VecDeque<ReturningSlots>,
     held_count: u64,
+}
+
+/// Slots of attempts under way. Their replica says when an attempt has ended; if it dies, they come back without that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LentSlots {
+    pub(super) returns: Moment,
+    pub(super) caller: Arc<str>,
+    /// Of the gate, when they were sent.
+    pub(super) round: u32,
+    pub(super) count: u64,
 }
 
 impl SlotWindow {
@@ -80,7 +92,7 @@ impl SlotWindow {
     /// An attempt under way has ended now. Returns true if that added an entry.
     pub(super) fn end(&mut self, now: Moment, caller: &Arc<str>) -> bool {
         self.under_way = self.under_way.saturating_sub(1);
-        self.hold(now.next_multiple_of(TICK_MS) + HOLD_MS, caller, 1)
+        self.hold(return_of(now), caller, 1)
     }
 
     /// Holds `count` slots until `returns`. Returns true if that added an entry.
@@ -95,6 +107,64 @@ impl SlotWindow {
         }
         self.held.insert(at, ReturningSlots { returns, caller: caller.clone(), count });
         true
+    }
+
+    /// Counts attempts as under way, until `returns` at the latest.
+    pub(super) fn lend(&mut self, slots: LentSlots) {
+        self.under_way += slots.count;
+        let at = self.lent.partition_point(|lent| lent.returns <= slots.returns);
+        let same = self.lent.range_mut(at.saturating_sub(SAME_TICK_SEARCH)..at).rev();
+        let mut same = same.take_while(|lent| lent.returns == slots.returns);
+        match same.find(|lent| lent.caller == slots.caller && lent.round == slots.round) {
+            Some(lent) => lent.count += slots.count,
+            None => self.lent.insert(at, slots),
+        }
+    }
+
+    /// Takes one of these slots out. Returns false if none of them is left.
+    pub(super) fn take_lent(&mut self, returns: Moment, caller: &Arc<str>, round: u32) -> bool {
+        let from = self.lent.partition_point(|lent| lent.returns < returns);
+        let mut same = self.lent.iter_mut().enumerate().skip(from).take_while(|(_, lent)| lent.returns == returns);
+        let Some((at, lent)) = same.find(|(_, lent)| lent.caller == *caller && lent.round == round) else {
+            return false;
+        };
+        lent.count -= 1;
+        if lent.count == 0 {
+            self.lent.remove(at);
+        }
+        self.under_way = self.under_way.saturating_sub(1);
+        true
+    }
+
+    /// Takes out the next lent slots that have come back by now, because nobody has said when their attempts ended.
+    pub(super) fn lapsed(&mut self, now: Moment) -> Option<LentSlots> {
+        let lent = self.lent.pop_front_if(|lent| lent.returns <= now)?;
+        self.under_way = self.under_way.saturating_sub(lent.count);
+        Some(lent)
+    }
+
+    /// The slots of attempts under way.
+    pub(super) fn lent(&self) -> &VecDeque<LentSlots> {
+        &self.lent
+    }
+
+    /// The slots of ended attempts.
+    pub(super) fn held(&self) -> &VecDeque<ReturningSlots> {
+        &self.held
+    }
+
+    /// Lets nothing come back later than this after `now`: nothing can have been taken for longer.
+    pub(super) fn clamp(&mut self, lent_until: Moment, held_until: Moment) {
+        self.lent
+            .iter_mut()
+            .rev()
+            .take_while(|lent| lent.returns > lent_until)
+            .for_each(|lent| lent.returns = lent_until);
+        self.held
+            .iter_mut()
+            .rev()
+            .take_while(|held| held.returns > held_until)
+            .for_each(|held| held.returns = held_until);
     }
 
     /// Takes out the next slots that have come back by now.
@@ -132,6 +202,11 @@ impl SlotWindow {
             Some(_) => SlotsDue::AfterAnEnd,
         }
     }
+}
+
+/// When the slot of an attempt that ended at this moment comes back.
+pub(super) fn return_of(ended: Moment) -> Moment {
+    ended.next_multiple_of(TICK_MS) + HOLD_MS
 }
 
 impl SlotsToLeave {

@@ -4,6 +4,7 @@
 //! ([`FenceTarget`]). Soft state (leases, fences, quota, rates, turns) lies in unlogged tables under one epoch, and is lost together;
 //! what must not be lost (writes, records, heads) is logged. `docs/decisions/replicas.md` says why it is made like this.
 
+pub mod cells;
 pub mod engine;
 pub mod fences;
 mod lease;

@@ -80,8 +80,12 @@ fn next_slot(state: &OperatorState, bucket: &BucketView, caller: &SpenderView) -
     let id = bucket.organization.map_or(BucketId::Account, BucketId::Organization);
     let latest = gateway.clock.now() + FORESEEN;
     let foreseen = gateway.quota.foresee(id, &caller.name, gateway.policy().eligible(id), latest);
-    let (Ok(QuotaOutlook { after, .. })
-    | Err(QuotaRefused::QueueFull(QuotaOutlook { after, .. }) | QuotaRefused::TooLong(QuotaOutlook { after, .. }))) =
-        foreseen;
+    let after = match foreseen {
+        Ok(QuotaOutlook { after, .. })
+        | Err(
+            QuotaRefused::QueueFull(QuotaOutlook { after, .. }) | QuotaRefused::TooLong(QuotaOutlook { after, .. }),
+        ) => after,
+        Err(QuotaRefused::EngineUnreachable) => QuotaOutlook::UNKNOWN.after,
+    };
     u64::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u64::MAX)
 }

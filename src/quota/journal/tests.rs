@@ -29,11 +29,11 @@ impl World {
     }
 
     fn open(&self) -> Quota {
-        Quota::open(settings(), Some((self.dir.path(), self.has_run.replace(true))), self.clock.clone()).unwrap()
+        Quota::open(settings(), Some((self.dir.path(), self.has_run.replace(true))), self.clock.clone(), None).unwrap()
     }
 
     fn open_without_journal(&self) -> Quota {
-        Quota::open(settings(), None, self.clock.clone()).unwrap()
+        Quota::open(settings(), None, self.clock.clone(), None).unwrap()
     }
 
     fn try_take(&self, quota: &Quota, bucket: BucketId) -> Result<Slot, QuotaRefused> {

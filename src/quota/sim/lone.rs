@@ -80,8 +80,14 @@ fn a_newcomer_finds_its_share_whenever_it_comes() {
 fn kept_free_slots_are_waited_for_and_never_promised_at_once() {
     let mut queue = FairQueue::new(60);
     let lone: Arc<str> = "lone".into();
-    let request =
-        SlotRequest { caller: &lone, eligible: 50, wait_ms: QUOTA_WAIT_MS, latest: QUOTA_WAIT_MS, queue_max: 50 };
+    let request = SlotRequest {
+        caller: &lone,
+        eligible: 50,
+        wait_ms: QUOTA_WAIT_MS,
+        latest: QUOTA_WAIT_MS,
+        queue_max: 50,
+        owner: 0,
+    };
     while matches!(queue.ask(0, &request), SlotAnswer::Granted(_)) {}
     // One request waits, and so do all further ones while there is any slot for them.
     let free = queue.kept(0);
@@ -103,7 +109,8 @@ fn a_caller_that_retries_when_told_to_is_sent_at_once() {
     let lone: Arc<str> = "lone".into();
     let (mut now, mut refused) = (0, 0);
     while now < 4 * MINUTE {
-        let request = SlotRequest { caller: &lone, eligible: 50, wait_ms: QUOTA_WAIT_MS, latest: now, queue_max: 0 };
+        let request =
+            SlotRequest { caller: &lone, eligible: 50, wait_ms: QUOTA_WAIT_MS, latest: now, queue_max: 0, owner: 0 };
         match queue.ask(now, &request) {
             SlotAnswer::Granted(grant) => queue.end(now, &grant),
             SlotAnswer::Queued(_) => panic!("its queue has no room"),
@@ -125,8 +132,14 @@ fn a_caller_that_retries_when_told_to_is_sent_at_once() {
 fn foreseeing_takes_nothing_and_makes_nobody_active() {
     let mut queue = FairQueue::new(60);
     let [lone, curious]: [Arc<str>; 2] = ["lone".into(), "curious".into()];
-    let request =
-        |caller| SlotRequest { caller, eligible: 3, wait_ms: QUOTA_WAIT_MS, latest: QUOTA_WAIT_MS, queue_max: 50 };
+    let request = |caller| SlotRequest {
+        caller,
+        eligible: 3,
+        wait_ms: QUOTA_WAIT_MS,
+        latest: QUOTA_WAIT_MS,
+        queue_max: 50,
+        owner: 0,
+    };
     assert!(matches!(queue.ask(0, &request(&lone)), SlotAnswer::Granted(_)));
     for _ in 0..100 {
         let outlook = queue.foresee(0, &request(&curious)).unwrap();

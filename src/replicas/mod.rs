@@ -4,12 +4,17 @@
 //! ([`FenceTarget`]). Soft state (leases, fences, quota, rates, turns) lies in unlogged tables under one epoch, and is lost together;
 //! what must not be lost (writes, records, heads) is logged. `docs/decisions/replicas.md` says why it is made like this.
 
+mod copy_rows;
 pub mod engine;
 pub mod fences;
+pub mod heads;
 mod lease;
+mod ledger;
 mod members;
+pub mod records;
 pub mod schema;
 mod settings;
+pub mod shipping;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,7 +32,9 @@ use crate::config::ReplicasConfig;
 use crate::hash;
 use crate::tasks::Tasks;
 
+pub use copy_rows::{CopyRows, SharedRecord, day_of};
 pub use lease::Lease;
+pub use ledger::{LedgerGroup, LedgerSearch};
 pub use settings::ReplicasSettings;
 
 /// One life of the engine's soft state.

@@ -142,7 +142,7 @@ pub(super) const fn begin_of_day(day: i64) -> i64 {
 
 /// A text as a column has it: short, and without what PostgreSQL cannot store. What is searched for is changed alike, and the line decides.
 #[must_use]
-pub fn column_text(text: &str) -> Cow<'_, str> {
+pub(super) fn column_text(text: &str) -> Cow<'_, str> {
     let end = text.floor_char_boundary(TEXT_BYTES_MAX);
     without_nul(text.get(..end).unwrap_or_default())
 }

@@ -22,7 +22,7 @@ use http_body_util::Empty;
 use tokio::time::timeout;
 use tower::Service as _;
 
-use crate::audit::AuditLog;
+use crate::audit::{AuditLog, LogShipper, ShipSettings};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, LoadedConfig};
@@ -57,6 +57,8 @@ const CLOSE_TIME_MAX: Duration = Duration::from_millis(200);
 const EXIT_DELAY_MAX: Duration = Duration::from_millis(700);
 /// How long the end waits for the receiver of telemetry.
 const LAST_EXPORT_TIME_MAX: Duration = Duration::from_millis(500);
+/// How long the end waits for the database to take the last records.
+const LAST_SHIPPING_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long the doors stay open after the drain begins, so that load balancers see `not ready` first.
 const NOT_READY_TIME: Duration = Duration::from_millis(200);
 
@@ -105,6 +107,8 @@ struct ServiceInner {
     otel_tasks: Tasks,
     /// What speaks with the other replicas, whom requests need until they are done.
     replica_tasks: Tasks,
+    /// What ships the log goes on until the log has ended.
+    ship_tasks: Tasks,
     file: PathBuf,
     certificates: DoorCertificates<Certificate>,
     watch: Watch,
@@ -138,7 +142,11 @@ impl Service {
         let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, operator_tasks) = (Tasks::new(), Tasks::new());
         let doors = BoundDoors::bind(&config, sockets, certificates, &clock, [&tasks, &operator_tasks])?;
-        let (log, recovered) = AuditLog::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
+        let opened = match &config.replicas {
+            Some(replicas) => AuditLog::open_to_ship(&config.audit, clock.clone(), replicas.keep),
+            None => AuditLog::open(&config.audit, clock.clone()),
+        };
+        let (log, recovered) = opened.map_err(StartError::failed)?;
         let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
         let answers =
             IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
@@ -178,6 +186,7 @@ impl Service {
             operator_tasks,
             otel_tasks: Tasks::new(),
             replica_tasks,
+            ship_tasks: Tasks::new(),
             file,
             certificates: doors.certificates(),
             watch,
@@ -277,12 +286,8 @@ impl Service {
         self.metrics_door.iter().for_each(OpenDoor::close);
         self.inner.operator_tasks.stop();
         self.inner.operator_tasks.drained(CLOSE_TIME_MAX).await;
-        if let Some(replicas) = &gateway.replicas {
-            // Nobody must wait for this replica, once nothing of it answers any more.
-            let _told = timeout(CLOSE_TIME_MAX, replicas.leave()).await;
-            self.inner.replica_tasks.stop();
-        }
         tokio::join!(self.close_files(end), self.inner.end_otel(end));
+        self.inner.end_replicas(end).await;
         finished
     }
 
@@ -335,8 +340,31 @@ impl ServiceInner {
         }
     }
 
+    /// Ships the log's records to the database of all replicas, until the log has ended.
+    fn start_shipping(&self) {
+        let Some(replicas) = &self.gateway.replicas else { return };
+        let settings = ShipSettings {
+            engine: replicas.engine().clone(),
+            replica: replicas.name().clone(),
+            records: replicas.config().records,
+            keep: replicas.config().keep,
+        };
+        self.ship_tasks.spawn(LogShipper::new(self.gateway.log.clone(), settings).run());
+    }
+
+    /// Ships what was recorded last, if the database takes it soon, and leaves the other replicas. Until then this one still takes note of
+    /// what they announce, so nobody waits for it.
+    async fn end_replicas(&self, end: Instant) {
+        let Some(replicas) = &self.gateway.replicas else { return };
+        let left = end.saturating_duration_since(self.gateway.clock.now());
+        self.ship_tasks.drained(left.min(LAST_SHIPPING_TIME_MAX)).await;
+        let _told = timeout(CLOSE_TIME_MAX, replicas.leave()).await;
+        self.replica_tasks.stop();
+    }
+
     /// Periodic housekeeping.
     fn start_background_tasks(self: Arc<Self>) {
+        self.start_shipping();
         let gateway = self.gateway.clone();
         self.gateway.tasks.spawn_until_stop(async move {
             loop {

@@ -15,6 +15,7 @@
 //! | `recover` | what is found again at startup |
 //! | `fingerprints` | the key of all keyed hashes, and the hashes of a body's fields |
 //! | `index`, `query` | finding records by their fields; following new ones; the quota ledger |
+//! | `ship` | copying the records to the table that several replicas share |
 //! | `proof` | signed heads, proofs for auditors, verification |
 
 mod fingerprints;
@@ -27,6 +28,7 @@ mod record;
 mod recover;
 mod retention;
 mod segment;
+mod ship;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +47,7 @@ pub use proof::heads::stored as stored_head;
 pub use proof::note::{Head, Verifier, heads};
 pub use proof::verify::{AuditorInput, VerifyError, VerifyProblem, VerifyReport, verify};
 pub use proof::{ConsistencyProof, InclusionProof, ProofError};
+pub use query::all_replicas::{ReplicaBehind, ReplicasPage, ReplicasQuery, replica_named, with_replica};
 pub use query::filter::{BadFilter, FIELD_FILTERS, Filter, FilterName, LIMIT_DEFAULT, LIMIT_MAX, StatusFilter};
 pub use query::follow::{FileFollower, FollowEvent, Follower};
 pub use query::ledger::{LedgerColumn, LedgerOrganization, LedgerPage, LedgerQuery, LedgerRow, LedgerSpender};
@@ -58,3 +61,5 @@ pub use recover::key_ends::KeyEnd;
 pub use recover::{Recovered, doubts_in};
 pub use segment::disk::{Disk, MachineDisk, OpenError, check_folder};
 pub use segment::tree::{Hash, Tree, leaf};
+pub use ship::mark::{ShipState, ShipTrouble};
+pub use ship::{LogShipper, ShipSettings};

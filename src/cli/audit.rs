@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::failure::CommandFailure;
-use super::filter_options::{FieldOptions, TimeRange, filter};
+use super::filter_options::{FieldOptions, TimeRange};
 use super::follow::FollowCommand;
 use super::process::{self, ColorChoice};
 use super::record_printer::{RecordFormat, RecordPrinter};
@@ -53,10 +53,13 @@ pub(super) struct QueryCommand {
     wanted: FieldOptions,
     #[command(flatten)]
     span: TimeRange,
+    /// Only records of this replica, from --url; left out: of all replicas, if there are several.
+    #[arg(long, value_name = "NAME")]
+    replica: Option<String>,
     /// Maximum number of records (1 to 10000).
     #[arg(long, value_name = "N", default_value = "100")]
     limit: String,
-    /// Only records before the one with this number.
+    /// Only records before the one with this number, or what the page before said.
     #[arg(long, value_name = "SEQ")]
     after: Option<String>,
     /// table (as many columns as fit), wide (all columns), json (one object per line) or csv.
@@ -78,6 +81,9 @@ pub(super) struct ExportCommand {
     wanted: FieldOptions,
     #[command(flatten)]
     span: TimeRange,
+    /// Only records of this replica, from --url; left out: of all replicas, if there are several.
+    #[arg(long, value_name = "NAME")]
+    replica: Option<String>,
     #[command(flatten)]
     part: ExportedPart,
     /// json (one object per line), csv, table (as many columns as fit) or wide (all columns).
@@ -107,9 +113,11 @@ impl QueryCommand {
         pairs.extend(self.span.pairs());
         pairs.push(("limit", &self.limit));
         pairs.extend(self.after.as_deref().map(|after| ("after", after)));
-        filter(&pairs)?;
+        pairs.extend(self.replica.as_deref().map(|name| (record_source::REPLICA, name)));
+        record_source::check_filters(&pairs)?;
         let source = self.source_options.source(color)?;
         let page = page_of(&source, &pairs)?;
+        page.tell_note()?;
         if page.records.is_empty() && self.after.is_none() {
             record_source::check_caller(&source, &pairs)?;
         }
@@ -125,14 +133,18 @@ impl ExportCommand {
     fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
         let mut pairs = self.wanted.pairs();
         pairs.extend(self.span.pairs());
-        let filter = filter(&pairs)?;
+        pairs.extend(self.replica.as_deref().map(|name| (record_source::REPLICA, name)));
+        let filter = record_source::check_filters(&pairs)?;
         let source = self.source_options.source(color)?;
         let mut records = RecordPrinter::in_bulk(self.format, color, self.output.as_deref())?;
         let sink = &mut |line: &str| records.print(line);
         match source {
-            DataSource::Files(read) => record_source::of_files(&read.config.audit.dir, &filter, self.part, sink)?,
+            DataSource::Files(read) => {
+                record_source::require_running(&pairs)?;
+                record_source::of_files(&read.config.audit.dir, &filter, self.part, sink)?;
+            }
             DataSource::Running(client) => process::block_on(async {
-                let end = record_source::newest(&client, &pairs, true).await?.saturating_add(1);
+                let end = record_source::before_newest(&client, &pairs, true).await?;
                 record_source::of_running(&client, &pairs, self.part, end, sink).await
             })?,
         }

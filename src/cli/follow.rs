@@ -113,9 +113,13 @@ async fn follow_running(
 ) -> Result<(), CommandFailure> {
     let mut lines = client.lines(&target("/audit/follow", pairs)).await?;
     if let Some(earlier) = earlier {
-        let end = record_source::newest(client, earlier, false).await?.saturating_add(1);
+        // What is new is that replica's alone.
+        let mut earlier = earlier.clone();
+        let own = record_source::own_replica(client).await?;
+        earlier.extend(own.as_deref().map(|name| (record_source::REPLICA, name)));
+        let end = record_source::before_newest(client, &earlier, false).await?;
         let part = ExportedPart::default();
-        record_source::of_running(client, earlier, part, end, &mut |line| shown.show(line)).await?;
+        record_source::of_running(client, &earlier, part, end, &mut |line| shown.show(line)).await?;
     }
     while let Some(line) = lines.next().await? {
         shown.show(&line)?;

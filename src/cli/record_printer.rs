@@ -5,12 +5,13 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use super::failure::CommandFailure;
 use super::new_file::NewFile;
 use super::process::ColorChoice;
 use super::record_table::{RecordTable, TableView, wide_header, wide_record};
-use crate::audit::{csv, csv_header};
+use crate::audit::{csv, csv_cell, csv_header};
 use crate::ids::escape_invisible_in_json;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,8 +48,8 @@ impl RecordForm {
         match self {
             Self::Table(table) => Some(table.header()),
             Self::Wide => Some(wide_header()),
-            Self::Csv => Some(csv_header()),
-            Self::Json => None,
+            // The first record says whether there are several replicas.
+            Self::Csv | Self::Json => None,
         }
     }
 
@@ -66,6 +67,17 @@ pub(super) struct RecordPrinter {
     form: RecordForm,
     out: Box<dyn Write>,
     file: Option<NewFile>,
+    /// CSV has its header, with a column for replicas or without.
+    csv_replicas: Option<bool>,
+}
+
+/// The column of CSV that says whose record it is.
+const REPLICA: &str = "replica";
+
+/// The replica of a record, if it has one.
+fn replica_of(line: &str) -> Option<String> {
+    let record: Map<String, Value> = serde_json::from_str(line).ok()?;
+    record.get(REPLICA).and_then(Value::as_str).map(str::to_owned)
 }
 
 impl RecordPrinter {
@@ -81,7 +93,7 @@ impl RecordPrinter {
         let form = RecordForm::new(format, || RecordTable::of(TableView::stdout(color, false), records()));
         let mut printer = Self::begin(form, Box::new(BufWriter::new(io::stdout())), None)?;
         records().try_for_each(|record| printer.print(record))?;
-        printer.out.flush()
+        printer.end()
     }
 
     /// Prints to stdout or a file, buffered. The file is there once [`RecordPrinter::end`] was called.
@@ -105,16 +117,37 @@ impl RecordPrinter {
         if let Some(header) = form.header() {
             writeln!(out, "{header}")?;
         }
-        Ok(Self { form, out, file })
+        Ok(Self { form, out, file, csv_replicas: None })
     }
 
     /// Prints one record, given as its line in the log.
     pub(super) fn print(&mut self, line: &str) -> io::Result<()> {
-        writeln!(self.out, "{}", self.form.record(line))
+        if !matches!(self.form, RecordForm::Csv) {
+            return writeln!(self.out, "{}", self.form.record(line));
+        }
+        let replica = replica_of(line);
+        match self.csv_head(replica.is_some())? {
+            true => writeln!(self.out, "{},{}", self.form.record(line), csv_cell(&replica.unwrap_or_default())),
+            false => writeln!(self.out, "{}", self.form.record(line)),
+        }
+    }
+
+    /// Writes the header once. Returns whether it has a column for replicas.
+    fn csv_head(&mut self, has_replicas: bool) -> io::Result<bool> {
+        if let Some(known) = self.csv_replicas {
+            return Ok(known);
+        }
+        self.csv_replicas = Some(has_replicas);
+        let last = if has_replicas { format!(",{REPLICA}") } else { String::new() };
+        writeln!(self.out, "{}{last}", csv_header())?;
+        Ok(has_replicas)
     }
 
     /// Flushes the output. A file is synced to disk and gets its name.
     pub(super) fn end(mut self) -> io::Result<()> {
+        if matches!(self.form, RecordForm::Csv) {
+            self.csv_head(false)?;
+        }
         self.out.flush()?;
         self.file.map_or(Ok(()), NewFile::keep)
     }

@@ -1,9 +1,11 @@
 //! Records of a running gateway, or from a log's files.
 
-use std::io;
+use std::fmt;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use clap::Args;
+use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -15,6 +17,8 @@ use super::process;
 use super::source::DataSource;
 use crate::audit::{self, Filter};
 use crate::config;
+use crate::ids::escape_invisible;
+use crate::replicas::records::RecordPlace;
 
 /// Records per request to a running gateway.
 const PAGE: u64 = 1000;
@@ -30,13 +34,39 @@ pub(super) struct ExportedPart {
     limit: Option<u64>,
     /// Only records before the one with this number.
     #[arg(long, value_name = "SEQ")]
-    after: Option<u64>,
+    pub(super) after: Option<u64>,
 }
 
-/// The number of a record.
-#[derive(Deserialize)]
+/// The number of a record, and whose it is if there are several replicas.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Numbered {
     seq: u64,
+    replica: Option<String>,
+    time: Timestamp,
+}
+
+/// Where a page begins, as the page before it says.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub(super) enum NextCursor {
+    Number(u64),
+    Place(String),
+}
+
+impl fmt::Display for NextCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Place(place) => place.fmt(f),
+        }
+    }
+}
+
+/// A page that an export has seen: where it begins, its size, and its oldest record.
+struct SeenPage {
+    cursor: String,
+    size: u64,
+    last: Option<Numbered>,
 }
 
 /// Passes on the matching records of a log's files, oldest first.
@@ -81,69 +111,161 @@ pub(super) fn of_files(
     }
 }
 
-/// Passes on the matching records of a running gateway that are older than `end`, oldest first. It serves pages, newest first: one pass
+/// Passes on the matching records of a running gateway that come before `end`, oldest first. It serves pages, newest first: one pass
 /// learns where each page begins, and a second one passes them on in reverse.
 pub(super) async fn of_running(
     client: &OperatorClient,
     pairs: &FilterPairs<'_>,
     part: ExportedPart,
-    end: u64,
+    end: NextCursor,
     sink: RecordSink<'_>,
 ) -> Result<(), CommandFailure> {
-    let at = async |(cursor, size): (u64, u64)| {
-        let (limit, after) = (size.to_string(), cursor.to_string());
+    let at = async |cursor: &str, size: u64| {
+        let limit = size.to_string();
         let mut pairs = pairs.clone();
-        pairs.extend([("limit", limit.as_str()), ("after", after.as_str())]);
+        pairs.extend([("limit", limit.as_str()), ("after", cursor)]);
         page(client, &pairs).await
     };
     let mut left = part.limit.unwrap_or(u64::MAX);
-    let mut next = Some(part.after.map_or(end, |after| after.min(end)));
+    let mut next = Some(match (end, part.after) {
+        (NextCursor::Number(end), Some(after)) => NextCursor::Number(after.min(end)),
+        (end, _) => end,
+    });
     let mut pages = Vec::new();
     while let Some(cursor) = next.filter(|_| left > 0) {
-        let size = left.min(PAGE);
+        let (cursor, size) = (cursor.to_string(), left.min(PAGE));
         left -= size;
-        pages.push((cursor, size));
-        next = at((cursor, size)).await?.next;
+        let page = at(&cursor, size).await?;
+        let last = page.records.last().and_then(|record| numbered(record.get()));
+        next = page.next;
+        pages.push(SeenPage { cursor, size, last });
     }
-    for one in pages.into_iter().rev() {
-        at(one).await?.records.iter().rev().try_for_each(|record| sink(record.get()))?;
+    for SeenPage { cursor, size, last } in pages.into_iter().rev() {
+        let mut page = at(&cursor, size).await?;
+        let mut records = std::mem::take(&mut page.records);
+        // Other replicas ship records late: then the page goes on further than it did.
+        while last.is_some()
+            && !records.iter().any(|record| numbered(record.get()) == last)
+            && let Some(next) = page.next.take()
+        {
+            page = at(&next.to_string(), PAGE).await?;
+            records.append(&mut page.records);
+        }
+        let end = records.iter().position(|record| numbered(record.get()) == last).map_or(records.len(), |at| at + 1);
+        records.iter().take(end).rev().try_for_each(|record| sink(record.get()))?;
     }
     Ok(())
 }
 
-/// The number of the newest matching record; 0: there is none. For an export, which the gateway records.
-pub(super) async fn newest(
+/// The cursor with which the pages begin at the newest matching record, and leave out what is recorded from now on. For an export, which
+/// the gateway records.
+pub(super) async fn before_newest(
     client: &OperatorClient,
     pairs: &FilterPairs<'_>,
     is_export: bool,
-) -> Result<u64, CommandFailure> {
+) -> Result<NextCursor, CommandFailure> {
     let mut pairs = pairs.clone();
     pairs.push(("limit", "1"));
     pairs.extend(is_export.then_some(("export", "true")));
-    let newest = page(client, &pairs).await?.records.into_iter().next();
-    let Some(newest) = newest else { return Ok(0) };
-    number(newest.get()).ok_or_else(|| client.failed("a record has no seq"))
+    let page = page(client, &pairs).await?;
+    page.tell_note()?;
+    let Some(newest) = page.records.first() else { return Ok(NextCursor::Number(1)) };
+    let newest = numbered(newest.get()).ok_or_else(|| client.failed("a record has no seq"))?;
+    let seq = newest.seq.saturating_add(1);
+    match newest.replica.filter(|_| page.behind.is_some()) {
+        Some(replica) => {
+            let place = RecordPlace { time: newest.time, replica: replica.into(), seq };
+            Ok(NextCursor::Place(place.to_cursor()))
+        }
+        None => Ok(NextCursor::Number(seq)),
+    }
+}
+
+/// The name of the replica that this is, if it is one of several.
+pub(super) async fn own_replica(client: &OperatorClient) -> Result<Option<String>, CommandFailure> {
+    #[derive(Deserialize)]
+    struct OwnHead {
+        replica: Option<String>,
+    }
+    let text = client.text("/audit/head.json").await?;
+    let head: OwnHead = serde_json::from_str(&text).map_err(|_| client.failed("the response is not a signed head"))?;
+    Ok(head.replica)
+}
+
+fn numbered(line: &str) -> Option<Numbered> {
+    serde_json::from_str(line).ok()
 }
 
 /// The number of a record, given as its line in the log.
 pub(super) fn number(line: &str) -> Option<u64> {
-    serde_json::from_str(line).map(|Numbered { seq }| seq).ok()
+    #[derive(Deserialize)]
+    struct OwnNumber {
+        seq: u64,
+    }
+    serde_json::from_str(line).map(|OwnNumber { seq }| seq).ok()
 }
 
 /// A page of `/audit.json`.
 #[derive(Deserialize)]
 pub(super) struct AuditPage {
     pub(super) records: Vec<Box<RawValue>>,
-    pub(super) next: Option<u64>,
+    pub(super) next: Option<NextCursor>,
+    /// How far each replica is behind, if all were asked.
+    behind: Option<Vec<BehindReplica>>,
+    /// Why records may be missing.
+    note: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct BehindReplica {
+    replica: String,
+    records: u64,
+}
+
+impl AuditPage {
+    /// Tells on stderr why records may be missing.
+    pub(super) fn tell_note(&self) -> io::Result<()> {
+        if let Some(note) = &self.note {
+            writeln!(io::stderr(), "{}", escape_invisible(note))?;
+        }
+        for BehindReplica { replica, records } in self.behind.iter().flatten().filter(|one| one.records > 0) {
+            writeln!(io::stderr(), "{} is behind by {records} records", escape_invisible(replica))?;
+        }
+        Ok(())
+    }
+}
+
+/// The parameter that names a replica.
+pub(super) const REPLICA: &str = "replica";
+
+/// Files are those of one replica.
+pub(super) fn require_running(pairs: &FilterPairs<'_>) -> Result<(), CommandFailure> {
+    if pairs.iter().any(|(name, _)| *name == REPLICA) {
+        return Err(CommandFailure::usage(
+            "--replica: files are of one replica alone; ask a running makegate with --url",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the filters before anything is asked. What only a running makegate knows is left to it.
+pub(super) fn check_filters(pairs: &FilterPairs<'_>) -> Result<Filter, CommandFailure> {
+    let is_ours = |(name, value): &(&str, &str)| match *name {
+        REPLICA => true,
+        "after" => RecordPlace::parse(value).is_some(),
+        _ => false,
+    };
+    filter(&pairs.iter().copied().filter(|pair| !is_ours(pair)).collect())
 }
 
 /// A page of records, newest first, from wherever they are.
 pub(super) fn page_of(source: &DataSource, pairs: &FilterPairs<'_>) -> Result<AuditPage, CommandFailure> {
     match source {
         DataSource::Files(read) => {
+            require_running(pairs)?;
             let dir = &read.config.audit.dir;
             let page = audit::query_files(dir, &filter(pairs)?).map_err(|error| unreadable(dir, &error))?;
-            Ok(AuditPage { records: page.records, next: page.next })
+            Ok(AuditPage { records: page.records, next: page.next.map(NextCursor::Number), behind: None, note: None })
         }
         DataSource::Running(client) => process::block_on(page(client, pairs)),
     }

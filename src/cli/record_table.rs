@@ -31,8 +31,12 @@ const fn column(name: &'static str, rank: u8, usual: usize) -> RecordColumn {
     RecordColumn { name, least: None, usual, is_number: false, rank }
 }
 
-const COLUMNS: [RecordColumn; 10] = [
+/// Whose record it is; only records of several replicas have it.
+const REPLICA: &str = "replica";
+
+const COLUMNS: [RecordColumn; 11] = [
     RecordColumn { is_number: true, ..column("seq", 2, 6) },
+    RecordColumn { least: Some(9), ..column(REPLICA, 2, 0) },
     column("time", 0, 20),
     column("kind", 9, 10),
     RecordColumn { least: Some(10), ..column("caller", 3, 18) },
@@ -157,6 +161,7 @@ const FURTHER: u8 = 7;
 fn fit(width: usize, natural: [usize; COLUMNS.len()]) -> [usize; COLUMNS.len()] {
     let mut widths = [0; COLUMNS.len()];
     let columns = widths.iter_mut().zip(&COLUMNS).zip(natural);
+    let columns = columns.filter(|((_, column), natural)| *natural > 0 || column.name != REPLICA);
     let mut by_rank: Vec<_> =
         columns.map(|((width, column), natural)| (column, natural.max(column.name.len()), width)).collect();
     by_rank.sort_by_key(|(column, ..)| column.rank);

@@ -6,9 +6,9 @@ use serde_json::{Map, Value};
 use super::failure::CommandFailure;
 use super::filter_options::FilterPairs;
 use super::output;
-use super::process::ColorChoice;
+use super::process::{self, ColorChoice};
 use super::record_printer::{RecordFormat, RecordPrinter};
-use super::record_source::page_of;
+use super::record_source::{REPLICA, own_replica, page_of};
 use super::record_story;
 use super::record_table::TableView;
 use super::source::{DataSource, SourceOptions};
@@ -31,6 +31,9 @@ pub(super) struct ShowCommand {
     wanted: String,
     #[command(flatten)]
     source_options: SourceOptions,
+    /// Only records of this replica, from --url; left out: of all replicas, or for a number of the one that is asked.
+    #[arg(long, value_name = "NAME")]
+    replica: Option<String>,
     /// text (its story), table (a field a line), json (one object per line) or csv.
     #[arg(short = 'o', long, value_enum, default_value = "text", hide_possible_values = true)]
     format: StoryFormat,
@@ -77,26 +80,38 @@ impl ShowCommand {
 
     /// The records, oldest first. An id may consist of digits, so it is looked for first.
     fn find(&self, source: &DataSource) -> Result<Vec<String>, CommandFailure> {
-        let by_request = request(source, &self.wanted)?;
+        let by_request = request(source, &self.wanted, self.replica.as_deref())?;
         if !by_request.is_empty() || !self.wanted.bytes().all(|byte| byte.is_ascii_digit()) {
             return Ok(by_request);
         }
-        let by_number = find(source, &vec![("seq", &*self.wanted)])?;
+        // Each log has its own numbers.
+        let own = match source {
+            DataSource::Running(client) if self.replica.is_none() => process::block_on(own_replica(client))?,
+            DataSource::Running(_) | DataSource::Files(_) => None,
+        };
+        let by_number = find(source, "seq", &self.wanted, self.replica.as_deref().or(own.as_deref()))?;
         let record = by_number.first().map(|record| members(record)).unwrap_or_default();
         match record.get("request").and_then(Value::as_str) {
-            Some(id) => request(source, id),
+            Some(id) => request(source, id, self.replica.as_deref()),
             None => Ok(by_number),
         }
     }
 }
 
-fn request(source: &DataSource, id: &str) -> Result<Vec<String>, CommandFailure> {
-    find(source, &vec![("request", id)])
+fn request(source: &DataSource, id: &str, replica: Option<&str>) -> Result<Vec<String>, CommandFailure> {
+    find(source, "request", id, replica)
 }
 
-fn find(source: &DataSource, pairs: &FilterPairs<'_>) -> Result<Vec<String>, CommandFailure> {
-    let records = page_of(source, pairs)?.records;
-    Ok(records.iter().rev().map(|record| record.get().to_owned()).collect())
+fn find(
+    source: &DataSource,
+    name: &'static str,
+    value: &str,
+    replica: Option<&str>,
+) -> Result<Vec<String>, CommandFailure> {
+    let pairs: FilterPairs<'_> = [(name, value)].into_iter().chain(replica.map(|name| (REPLICA, name))).collect();
+    let page = page_of(source, &pairs)?;
+    page.tell_note()?;
+    Ok(page.records.iter().rev().map(|record| record.get().to_owned()).collect())
 }
 
 fn members(record: &str) -> Map<String, Value> {

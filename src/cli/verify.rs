@@ -10,8 +10,10 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::failure::{CommandFailure, FAILED};
+use super::filter_options::FilterPairs;
 use super::output::{self, ReportFormat};
 use super::process::{self, ColorChoice};
+use super::record_source::{REPLICA, require_running, target};
 use super::source::{DataSource, SourceOptions};
 use crate::audit::{self, AuditorInput, Head, Verifier, VerifyReport};
 use crate::ids::escape_invisible;
@@ -156,22 +158,28 @@ fn text(report: &VerifyReport) -> String {
 #[command(after_help = "\
 Examples:
   makegate audit head --url http://127.0.0.1:8081 > \"$(date +%F).head\"
-  makegate audit head --config makegate.toml")]
+  makegate audit head --config makegate.toml
+  makegate audit head --url http://127.0.0.1:8081 --replica makegate-1 > makegate-1.head")]
 pub(super) struct HeadCommand {
     #[command(flatten)]
     source_options: SourceOptions,
+    /// The newest head of this replica that the replicas' database has, from --url.
+    #[arg(long, value_name = "NAME")]
+    replica: Option<String>,
 }
 
 impl HeadCommand {
     pub(super) fn run(&self, color: ColorChoice) -> Result<(), CommandFailure> {
+        let pairs: FilterPairs<'_> = self.replica.as_deref().map(|name| (REPLICA, name)).into_iter().collect();
         let note = match self.source_options.source(color)? {
             DataSource::Running(client) => {
-                let text = process::block_on(client.text("/audit/head.json"))?;
+                let text = process::block_on(client.text(&target("/audit/head.json", &pairs)))?;
                 let served: ServedHead =
                     serde_json::from_str(&text).map_err(|_| client.failed("the response is not a signed head"))?;
                 served.head
             }
             DataSource::Files(read) => {
+                require_running(&pairs)?;
                 let dir = &read.config.audit.dir;
                 let none = || CommandFailure::failed(format!("{}: no signed head stored there", dir.display()));
                 audit::stored_head(dir).ok_or_else(none)?.to_string()

@@ -72,6 +72,10 @@ pub(super) enum OperatorRefusal {
         newest: u64,
     },
     LogAltered,
+    /// The database has no head of this replica.
+    NoHead {
+        replica: Arc<str>,
+    },
     Internal,
 }
 
@@ -157,7 +161,11 @@ impl OperatorRefusal {
             Self::Query(QueryError::Io(_)) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "log-unreadable", "The log cannot be read")
             }
+            Self::Query(QueryError::Database(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "database-unreachable", "The replicas' database does not answer")
+            }
             Self::NoRecord { .. } => (StatusCode::NOT_FOUND, "no-record", "No such record"),
+            Self::NoHead { .. } => (StatusCode::NOT_FOUND, "no-head", "No such head"),
             Self::LogAltered => (StatusCode::INTERNAL_SERVER_ERROR, "log-altered", "The log was altered"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
         }
@@ -237,6 +245,9 @@ impl OperatorRefusal {
             }
             Self::CannotRecord => "Nothing was done, because it could not be recorded. /readyz?verbose says why.".to_owned(),
             Self::NoRecord { newest } => capital(&format!("{}.", ProofError::NoRecord { newest: *newest })),
+            Self::NoHead { replica } => {
+                format!("The replicas' database has no head of a replica named {replica}. /replicas lists them.")
+            }
             Self::LogAltered => capital(&format!("{}.", ProofError::Altered)),
             Self::Query(error) => capital(&format!("{error}.")),
             Self::Internal => "The process log says what went wrong.".to_owned(),
@@ -277,7 +288,7 @@ impl OperatorRefusal {
         }
         let passes = matches!(
             self,
-            Self::Query(QueryError::Busy | QueryError::DiskSlow | QueryError::Indexing)
+            Self::Query(QueryError::Busy | QueryError::DiskSlow | QueryError::Indexing | QueryError::Database(_))
                 | Self::TooManyFollowers
                 | Self::TooManyLivePages
                 | Self::NoRoom

@@ -5,14 +5,19 @@
 //! what must not be lost (writes, records, heads) is logged. `docs/decisions/replicas.md` says why it is made like this.
 
 pub mod cells;
+mod copy_rows;
 pub mod engine;
 pub mod fences;
+pub mod heads;
 mod lease;
+mod ledger;
 mod members;
 pub mod permits;
 pub mod schema;
 mod settings;
 pub mod setup;
+pub mod records;
+pub mod shipping;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,8 +36,10 @@ use crate::config::ReplicasConfig;
 use crate::hash;
 use crate::tasks::Tasks;
 
+pub use copy_rows::{CopyRows, SharedRecord, day_of};
 pub use lease::Lease;
 pub use settings::{EngineAccess, ReplicasSettings, shared_key};
+pub use ledger::{LedgerGroup, LedgerSearch};
 
 /// One life of the engine's soft state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,9 +28,21 @@ create table if not exists mg.record (
   organization bigint, operation text, status smallint, answer text, request text, line text not null)
   partition by range (time);
 create index if not exists record_caller on mg.record (caller, time desc);
+create index if not exists record_request on mg.record (request) where request is not null;
 create index if not exists record_time on mg.record using brin (time);
-create table if not exists mg.shipped (replica text primary key, seq bigint not null);
-create table if not exists mg.head (replica text, size bigint, note text not null, primary key (replica, size));
+-- How far each log is in mg.record. A replica whose folder was lost has another log, which begins with 1 again.
+create table if not exists mg.shipped (
+  replica text, log text, seq bigint not null, newest bigint not null, reported timestamptz not null default clock_timestamp(),
+  primary key (replica, log));
+create table if not exists mg.head (
+  replica text, log text, size bigint, note text not null, time timestamptz not null default clock_timestamp(),
+  primary key (replica, log, size));
+create index if not exists head_time on mg.head (replica, time desc);
+-- What each caller spent in each hour since 1970, counted from all records, shipped or not.
+create table if not exists mg.ledger (
+  replica text, hour bigint, caller text, operation text, organization bigint, requests bigint not null, spent bigint not null,
+  saved bigint not null, waited_us bigint not null, refused bigint not null, out_of_quota bigint not null,
+  primary key (hour, replica, caller, operation, organization));
 
 -- Soft state: not logged. A crash or a failover of the engine empties all of it at once, and then the epoch is another.
 

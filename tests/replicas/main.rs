@@ -15,3 +15,6 @@
 mod support;
 
 mod engine;
+mod record_queries;
+mod records;
+mod shared_log;

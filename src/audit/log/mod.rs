@@ -33,6 +33,7 @@ use crate::audit::proof::heads::Heads;
 use crate::audit::record::{Kind, Record};
 use crate::audit::recover::{self, Recovered};
 use crate::audit::segment::disk::{self, Disk, MachineDisk, OpenError};
+use crate::audit::ship::mark::ShippedMark;
 use crate::clock::Clock;
 use crate::config;
 use crate::fair_semaphore::FairSemaphore;
@@ -101,12 +102,34 @@ impl AuditLog {
         clock: Clock,
         disk: Arc<dyn Disk>,
     ) -> Result<(Arc<Self>, Recovered), OpenError> {
+        Self::open_with(settings, clock, disk, None)
+    }
+
+    /// Like [`AuditLog::open`], for a log whose records are shipped to a table that keeps them so long.
+    ///
+    /// # Errors
+    /// As [`AuditLog::open`].
+    pub fn open_to_ship(
+        settings: &config::AuditConfig,
+        clock: Clock,
+        keep: Duration,
+    ) -> Result<(Arc<Self>, Recovered), OpenError> {
+        Self::open_with(settings, clock, Arc::new(MachineDisk), Some(keep))
+    }
+
+    fn open_with(
+        settings: &config::AuditConfig,
+        clock: Clock,
+        disk: Arc<dyn Disk>,
+        ship_keep: Option<Duration>,
+    ) -> Result<(Arc<Self>, Recovered), OpenError> {
         let dir = &settings.dir;
         let lock: Arc<File> = disk::lock_folder(dir)?.into();
         let (mut start, recovered) = recover::recover(dir)?;
         let (key, event) = fingerprints::open(dir, &clock, &mut start, &recovered)?;
         let (heads, opened) = Heads::open(dir, settings.head, &start)?;
-        let shared = Arc::new(LogShared::new(settings, clock, start.tree.clone(), heads, key.clone()));
+        let shipped = ShippedMark::new(ship_keep);
+        let shared = Arc::new(LogShared::new(settings, clock, start.tree.clone(), heads, key.clone(), shipped));
         shared.disk_usage.refresh(dir, shared.clock.now()); // no scrape finds it missing, however long the index takes
         recovered.doubts.iter().for_each(|doubt| shared.doubts.add(doubt.clone()));
         shared.synced.send_modify(|synced| synced.seq = start.tree.size());

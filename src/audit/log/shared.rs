@@ -16,6 +16,7 @@ use crate::audit::open_writes::doubts::Doubts;
 use crate::audit::proof::heads::Heads;
 use crate::audit::record::{Kind, Record, line};
 use crate::audit::segment::tree::Tree;
+use crate::audit::ship::mark::ShippedMark;
 use crate::clock::Clock;
 use crate::config;
 use crate::shares::HeldShare;
@@ -40,6 +41,8 @@ pub(crate) struct DurablePosition {
 pub(crate) struct LogShared {
     pub(crate) clock: Clock,
     pub(crate) opened: Instant,
+    /// Number of records when the log was opened.
+    pub(crate) opened_size: u64,
     pub(crate) dir: PathBuf,
     pub(crate) record_bytes: usize,
     pub(crate) disk_wait: Duration,
@@ -49,6 +52,7 @@ pub(crate) struct LogShared {
     pub(crate) durable: Mutex<Tree>,
     pub(crate) heads: Heads,
     pub(crate) disk_usage: MeasuredUsage,
+    pub(crate) shipped: ShippedMark,
     /// Set while `failed` is.
     pub(crate) outage: Mutex<Option<LogOutage>>,
     pub(crate) key: FingerprintKey,
@@ -94,9 +98,11 @@ impl LogShared {
         durable: Tree,
         heads: Heads,
         key: FingerprintKey,
+        shipped: ShippedMark,
     ) -> Self {
         Self {
             opened: clock.now(),
+            opened_size: durable.size(),
             clock,
             dir: settings.dir.clone(),
             record_bytes: settings.record_bytes,
@@ -106,6 +112,7 @@ impl LogShared {
             durable: Mutex::new(durable),
             heads,
             disk_usage: MeasuredUsage::default(),
+            shipped,
             outage: Mutex::default(),
             key,
             failed: AtomicBool::new(false),

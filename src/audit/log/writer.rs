@@ -444,7 +444,7 @@ impl LogWriter {
         }
         self.reserve.restore(&*self.disk);
         let now = (self.shared.clock.now(), self.shared.clock.wall());
-        let events = self.retention.sweep(&self.shared.dir, &self.open, now);
+        let events = self.retention.sweep(&self.shared.dir, (&self.open, &self.shared.shipped), now);
         if !events.is_empty() {
             // They must be the first records of a new segment.
             (self.active, self.sealed) = (None, true);

@@ -160,6 +160,11 @@ impl Heads {
         self.state().sign(durable)
     }
 
+    /// The head that was signed last.
+    pub(crate) fn newest(&self) -> Head {
+        self.state().newest.clone()
+    }
+
     /// Time since a head was last submitted or logged; `None` before the first.
     pub(crate) fn age(&self, now: Instant) -> Option<Duration> {
         self.state().aged_since.map(|then| now.saturating_duration_since(then))

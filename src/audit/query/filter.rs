@@ -261,13 +261,18 @@ impl Filter {
         self.seq.map_or(0, |seq| seq.saturating_sub(1))
     }
 
-    /// Text that the line of every matching record is sure to contain: the request's id, the caller's name, or another value.
+    /// Finds the text of [`Filter::needle_text`].
     pub(crate) fn needle(&self) -> Option<Finder<'static>> {
+        self.needle_text().map(|text| Finder::new(&*text).into_owned())
+    }
+
+    /// Text that the line of every matching record is sure to contain: the request's id, the caller's name, or another value.
+    pub(crate) fn needle_text(&self) -> Option<Box<str>> {
         let other = || self.others.iter().find_map(OtherFilter::text);
         let text = self.request.as_ref().map(RequestId::as_str).or(self.caller.as_deref()).or_else(other)?;
         // Plain text has only one spelling in JSON; another writer may escape anything else as it likes.
         let plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\' | b'/'));
-        plain.then(|| Finder::new(&format!("\"{text}\"")).into_owned())
+        plain.then(|| format!("\"{text}\"").into())
     }
 
     /// Whether this stored record, read from this line, matches. Ignores `limit` and `after`.

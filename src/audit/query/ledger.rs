@@ -18,12 +18,16 @@ use crate::audit::index::position::IndexPosition;
 use crate::audit::log::AuditLog;
 use crate::audit::record::Record;
 use crate::audit::segment::reverse_reader::ReverseReader;
+use crate::replicas::shipping::LedgerGain;
+use crate::replicas::{LedgerGroup, LedgerSearch};
 use crate::vocabulary::word_enum;
 
 /// Maximum number of records that the index may lack.
 const UNINDEXED_MAX: usize = 50_000;
 /// Maximum number of rows of one page. An hour always fits.
 const ROWS_MAX: usize = 10_000;
+/// Maximum number of rows that are read of the ledger of all replicas.
+pub(super) const SHARED_ROWS_MAX: usize = 50_000;
 /// How many hours there are without a `since`.
 const HOURS_DEFAULT: i64 = 24;
 /// How many spenders a row of an hour names.
@@ -170,6 +174,25 @@ impl LedgerQuery {
         }
     }
 
+    /// What to ask of the ledger of all replicas.
+    pub(super) fn search(&self, replica: Option<Arc<str>>) -> LedgerSearch {
+        let hour = self.is_by(LedgerColumn::Hour);
+        LedgerSearch {
+            hours: self.hours,
+            replica,
+            caller: self.caller.clone(),
+            operation: self.operation.clone(),
+            organization: self.organization.map(LedgerOrganization::number),
+            group: LedgerGroup {
+                hour,
+                // Rows of hours alone name who spent most.
+                caller: self.is_by(LedgerColumn::Caller) || self.by == [LedgerColumn::Hour],
+                operation: self.is_by(LedgerColumn::Operation),
+                organization: self.is_by(LedgerColumn::Organization),
+            },
+        }
+    }
+
     fn row(&self, key: LedgerKey, sums: LedgerSums, spenders: Vec<LedgerSpender>) -> LedgerRow {
         LedgerRow {
             hour: self.is_by(LedgerColumn::Hour).then(|| begin_of(key.hour)),
@@ -282,6 +305,38 @@ fn page(dir: &Path, query: &LedgerQuery, deadline: &QueryDeadline) -> Result<Led
         }
     }
     Ok(pages.end(next))
+}
+
+/// The page of what [`LedgerQuery::search`] finds.
+pub(super) fn page_of_rows(query: &LedgerQuery, mut rows: Vec<LedgerGain>) -> LedgerPage {
+    // What is narrowed in the database need not be narrowed again, and what tells no rows apart is not there.
+    let plain = LedgerQuery { caller: None, operation: None, organization: None, ..query.clone() };
+    let mut pages =
+        PageBuilder { query: &plain, rows: Vec::new(), groups: LedgerCounts::default(), total: LedgerSums::default() };
+    let (mut next, is_by_hour) = (None, query.is_by(LedgerColumn::Hour));
+    if rows.len() >= SHARED_ROWS_MAX && is_by_hour {
+        // The oldest hour may not be whole.
+        let oldest = rows.last().map_or(0, |row| row.hour);
+        if rows.first().is_some_and(|row| row.hour > oldest) {
+            rows.retain(|row| row.hour > oldest);
+            next = Some(begin_of(oldest + 1));
+        }
+    }
+    for hour in rows.chunk_by(|one, other| one.hour == other.hour) {
+        if !pages.add(hour.iter().cloned().map(counts_of).collect()) {
+            next = hour.first().map(|row| begin_of(row.hour + 1));
+            break;
+        }
+    }
+    let page = pages.end(next);
+    LedgerPage { by: query.by.clone(), ..page }
+}
+
+fn counts_of(gain: LedgerGain) -> (LedgerKey, LedgerSums) {
+    let LedgerGain { hour, caller, operation, organization, sums } = gain;
+    let [requests, spent, saved, waited_us, refused, out_of_quota] = sums;
+    let sums = LedgerSums { requests, spent, saved, waited_us, refused, out_of_quota };
+    (LedgerKey { hour, caller, operation, organization }, sums)
 }
 
 /// What the records that the index lacks add, by hour.

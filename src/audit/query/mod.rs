@@ -5,6 +5,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "by `disk::wait`, and by commands")]
 
+pub(super) mod all_replicas;
 pub(super) mod filter;
 pub(super) mod follow;
 pub(super) mod ledger;
@@ -71,6 +72,9 @@ pub enum QueryError {
     /// The segments cannot be read.
     #[error("cannot read the log: {0}")]
     Io(io::Error),
+    /// The database that the replicas share does not answer, or refuses the query.
+    #[error("the replicas' records cannot be read: {0}")]
+    Database(Box<str>),
 }
 
 impl From<io::Error> for QueryError {

@@ -32,6 +32,7 @@ use crate::audit::recover::readable_opening;
 use crate::audit::segment;
 use crate::audit::segment::line_reader::LineReader;
 use crate::audit::segment::reverse_reader::ReverseReader;
+use crate::audit::ship::mark::{ShippedMark, UnshippedRecords};
 use crate::config;
 use crate::private_files;
 
@@ -117,17 +118,28 @@ impl Retention {
 
     /// Finds expired segments. Returns the events that announce the deletions, one per contiguous range; they must be
     /// the first records of a new segment. Once they are on disk, [`Retention::delete`] may be called.
-    pub(super) fn sweep(&mut self, dir: &Path, open: &OpenWrites, now: (Instant, Timestamp)) -> Vec<Record<'static>> {
+    pub(super) fn sweep(
+        &mut self,
+        dir: &Path,
+        (open, shipped): (&OpenWrites, &ShippedMark),
+        now: (Instant, Timestamp),
+    ) -> Vec<Record<'static>> {
         self.observe(now);
         self.swept = Some(now.0);
-        self.find(dir, open, now.0).unwrap_or_else(|error| {
+        self.find(dir, (open, shipped), now.0).unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot look for expired segments of the audit log");
             Vec::new()
         })
     }
 
-    fn find(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<Record<'static>>> {
-        let old = self.expired_segments(dir, open, now)?;
+    fn find(
+        &mut self,
+        dir: &Path,
+        (open, shipped): (&OpenWrites, &ShippedMark),
+        now: Instant,
+    ) -> io::Result<Vec<Record<'static>>> {
+        let old = self.expired_segments(dir, (open, shipped.unshipped()), now)?;
+        old.iter().filter(|old| old.stays.is_zero()).for_each(|old| shipped.note_deletion(old.records));
         if old.is_empty() {
             return Ok(Vec::new());
         }
@@ -159,7 +171,15 @@ impl Retention {
     }
 
     /// Expired segments, from the oldest up to the first that may stay, and never the newest.
-    fn expired_segments(&mut self, dir: &Path, open: &OpenWrites, now: Instant) -> io::Result<Vec<ExpiredSegment>> {
+    ///
+    /// One that was not shipped yet stays while the table of all replicas would still take its records, unless the log
+    /// exceeds its size limit: a disk that is full would stop all writes.
+    fn expired_segments(
+        &mut self,
+        dir: &Path,
+        (open, unshipped): (&OpenWrites, Option<UnshippedRecords>),
+        now: Instant,
+    ) -> io::Result<Vec<ExpiredSegment>> {
         let segments = segment::list(dir)?;
         let open: Vec<u64> = open.list().map(|write| write.doubt.intent).collect();
         // A segment deleted meanwhile has no size.
@@ -182,7 +202,9 @@ impl Retention {
                 continue;
             }
             let newest = times.newest(first, next)?;
-            let is_old = newest.time.is_some_and(|time| self.trusted_time.may_delete(time, self.keep));
+            let waits = unshipped.filter(|unshipped| next - 1 > unshipped.after);
+            let keep = waits.map_or(self.keep, |unshipped| self.keep.max(unshipped.keep));
+            let is_old = newest.time.is_some_and(|time| self.trusted_time.may_delete(time, keep));
             if !is_old && bytes <= keep_bytes {
                 break;
             }

@@ -1,5 +1,6 @@
 //! `/audit`: records of the log, newest first, as the query filters them.
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum::extract::{Extension, State};
@@ -18,10 +19,15 @@ use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
 use super::links;
-use crate::audit::{FIELD_FILTERS, Filter, FilterName, Kind, RecordPage, csv, csv_header};
+use super::replica_records::{AskedReplica, REPLICA, remarks};
+use crate::audit::{
+    FIELD_FILTERS, Filter, FilterName, Kind, RecordPage, ReplicaBehind, ReplicasPage, ReplicasQuery, csv, csv_header,
+    with_replica,
+};
 use crate::config;
 use crate::door::PeerConnection;
 use crate::gateway::refusal::capital;
+use crate::replicas::records::RecordPlace;
 use crate::vocabulary::{Answer, CredentialKind, Outcome};
 
 /// The parameter by which a client says that it takes the records out, which is recorded.
@@ -41,14 +47,43 @@ const USUAL: [&str; 9] =
 /// The filters by time and number, with what is written for them.
 const BOUNDS: [(&str, &str); 3] = [("since", "1h or 2026-07-01"), ("until", "15m or 2026-07-02"), ("limit", "100")];
 
+/// The same with several replicas.
+const COLUMNS_OF_REPLICAS: [&str; 14] = [
+    "seq", "replica", "time", "kind", "caller", "operation", "path", "status", "answer", "refusal", "outcome", "note",
+    "duration_us", "request",
+];
+
 #[derive(Debug, Serialize)]
 struct RecordsPage {
     records: Vec<Box<RawValue>>,
-    next: Option<u64>,
+    next: Option<PageCursor>,
+    /// How far each replica is behind, if all were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    behind: Option<Vec<ReplicaBehind>>,
+    /// Why not all records are here that were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
     #[serde(skip)]
     query: PageQuery,
     #[serde(skip)]
-    choices: FormChoices,
+    choices: Arc<FormChoices>,
+}
+
+/// Where the next page begins: in this replica's log, or among all replicas' records.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum PageCursor {
+    Number(u64),
+    Place(String),
+}
+
+impl fmt::Display for PageCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Place(place) => place.fmt(f),
+        }
+    }
 }
 
 /// What the search form offers.
@@ -56,6 +91,8 @@ struct RecordsPage {
 struct FormChoices {
     callers: Vec<Arc<str>>,
     operations: Vec<Arc<str>>,
+    /// This replica's name, if it is one of several.
+    own_replica: Option<Arc<str>>,
 }
 
 /// The records that the query asks for, among all that were recorded before.
@@ -68,36 +105,94 @@ pub(crate) async fn audit(
     Extension(operator): Extension<Arc<Operator>>,
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
+    let asked = AskedReplica::of(&state, &view.query)?;
     let filters = || view.query.iter().filter(|(name, _)| *name != EXPORT);
-    let filter = Filter::parse(filters(), state.gateway.clock.wall())?;
     let is_table = view.format == PageFormat::Csv;
     let exported = (is_table || view.query.has(EXPORT)).then(|| {
         let selecting = filters().filter(|(name, _)| !matches!(*name, "limit" | "after"));
         selecting.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
     });
     let policy = state.gateway.policy();
-    let choices = FormChoices {
+    let choices = Arc::new(FormChoices {
         callers: policy.callers.iter().map(|caller| caller.config.name.clone()).collect(),
         operations: policy.catalogue().rows().iter().map(|row| row.id.clone()).collect(),
-    };
-    state.gateway.log.flush().await;
-    let show = move |found: RecordPage| {
-        let query = view.query.clone();
-        view.show(&RecordsPage { records: found.records, next: found.next, query, choices })
-    };
-    let answer = state.gateway.log.query_as(operator.name(), filter, show).await?;
+        own_replica: asked.own_name(),
+    });
+    let answer = found(&state, &operator, (asked, choices), Arc::new(view)).await?;
     if let Some(asked) = exported {
         state.note_export(&operator, &peer, &asked, is_table);
     }
     Ok(answer)
 }
 
-/// Records as CSV, with a header.
-pub(super) fn records_csv(records: &[Box<RawValue>]) -> String {
-    let mut text = csv_header() + "\r\n";
+/// The page of whoever was asked; of this replica, if the others' records cannot be had.
+async fn found(
+    state: &OperatorState,
+    operator: &Operator,
+    (asked, choices): (AskedReplica, Arc<FormChoices>),
+    view: Arc<PageView>,
+) -> Result<Response, OperatorRefusal> {
+    let now = state.gateway.clock.wall();
+    let is_cursor = |name: &str| name == "after" && !matches!(asked, AskedReplica::Only);
+    let filters = view.query.iter().filter(|(name, _)| *name != EXPORT && *name != REPLICA && !is_cursor(name));
+    let mut filter = Filter::parse(filters, now)?;
+    // A page of this replica's own records goes on as it began.
+    let after = view.query.get("after").filter(|_| is_cursor("after"));
+    let number = after.and_then(|after| after.parse::<u64>().ok());
+    filter.after = filter.after.or(number);
+    let log = &state.gateway.log;
+    log.flush().await;
+    let mut note = None;
+    if let AskedReplica::Shared(replicas, replica) = &asked
+        && number.is_none()
+    {
+        let after = after.map(|after| RecordPlace::parse(after).ok_or_else(bad_cursor)).transpose()?;
+        let goes_on = after.is_some();
+        let query = ReplicasQuery { filter: filter.clone(), replica: replica.clone(), after };
+        let (shown, shown_choices) = (view.clone(), choices.clone());
+        let show = move |found: ReplicasPage| {
+            let (query, choices) = (shown.query.clone(), shown_choices);
+            let next = found.next.map(PageCursor::Place);
+            shown.show(&RecordsPage {
+                records: found.records,
+                next,
+                behind: Some(found.behind),
+                note: None,
+                query,
+                choices,
+            })
+        };
+        match log.query_replicas(replicas, operator.name(), query, show).await {
+            Ok(page) => return Ok(page),
+            Err(error) if goes_on => return Err(error.into()),
+            Err(error) => note = Some(asked.note_on_own(error)?),
+        }
+    }
+    let show = move |found: RecordPage| {
+        let next = found.next.map(PageCursor::Number);
+        let records = named(found.records, choices.own_replica.as_deref());
+        view.show(&RecordsPage { records, next, behind: None, note, query: view.query.clone(), choices })
+    };
+    Ok(log.query_as(operator.name(), filter, show).await?)
+}
+
+fn bad_cursor() -> OperatorRefusal {
+    OperatorRefusal::BadParameter { why: "after: write the previous page's next".to_owned() }
+}
+
+/// The records with the replica's name, if there are several.
+pub(super) fn named(records: Vec<Box<RawValue>>, replica: Option<&str>) -> Vec<Box<RawValue>> {
+    let Some(replica) = replica else { return records };
+    records.iter().filter_map(|line| with_replica(line.get(), replica)).collect()
+}
+
+/// Records as CSV, with a header; with several replicas the last column says whose they are.
+pub(super) fn records_csv(records: &[Box<RawValue>], has_replicas: bool) -> String {
+    let last = |cell: String| if has_replicas { format!(",{cell}\r\n") } else { "\r\n".to_owned() };
+    let mut text = csv_header() + &last(REPLICA.to_owned());
     for line in records {
         text.push_str(&csv(line.get()));
-        text.push_str("\r\n");
+        text.push_str(&last(json_cell(record_of(line).get(REPLICA))));
     }
     text
 }
@@ -108,13 +203,13 @@ impl Page for RecordsPage {
     fn table(&self) -> PageTable {
         let row = |line: &RawValue| {
             let record = record_of(line);
-            COLUMNS.iter().map(|column| cell_of(&record, column)).collect()
+            self.columns().iter().map(|column| cell_of(&record, column)).collect()
         };
-        PageTable { columns: &COLUMNS, rows: self.records.iter().map(|line| row(line)).collect() }
+        PageTable { columns: self.columns(), rows: self.records.iter().map(|line| row(line)).collect() }
     }
 
     fn csv(&self) -> String {
-        records_csv(&self.records)
+        records_csv(&self.records, self.choices.own_replica.is_some())
     }
 
     fn html(&self, now: Timestamp) -> Markup {
@@ -124,8 +219,9 @@ impl Page for RecordsPage {
             p.quiet {
                 "New records as they come: " code { "makegate audit follow" } " or " a href={ "/audit/follow.json" (self.query.suffix()) } { "as JSON lines" } "."
             }
-            (rich::table(&COLUMNS, &self.rich_rows(), &self.hint(), now))
-            @if let Some(next) = self.next {
+            (remarks(self.behind.as_deref(), self.note.as_deref()))
+            (rich::table(self.columns(), &self.rich_rows(), &self.hint(), now))
+            @if let Some(next) = &self.next {
                 p { a href={ "/audit" (self.query.with("after", &next.to_string())) } { "Older records" } }
             }
         }
@@ -133,6 +229,10 @@ impl Page for RecordsPage {
 }
 
 impl RecordsPage {
+    fn columns(&self) -> &'static [&'static str] {
+        if self.choices.own_replica.is_some() { &COLUMNS_OF_REPLICAS } else { &COLUMNS }
+    }
+
     /// What to do if there are no records. A caller that was once configured may have some.
     fn hint(&self) -> String {
         let known = self.choices.callers.iter().map(|caller| &**caller);
@@ -147,7 +247,7 @@ impl RecordsPage {
             let text = cell_of(record, column);
             match column {
                 _ if text.is_empty() => RichCell::text(""),
-                "seq" => RichCell::link(&text, format!("/audit/record?seq={}", encode(&text))),
+                "seq" => RichCell::link(&text, record_address(record)),
                 "request" => RichCell::request(text),
                 "caller" if record.contains_key("caller") => RichCell::caller(&text),
                 "refusal" => {
@@ -159,7 +259,7 @@ impl RecordsPage {
         };
         let row = |line: &RawValue| {
             let record = record_of(line);
-            COLUMNS.iter().map(|column| cell(&record, column)).collect()
+            self.columns().iter().map(|column| cell(&record, column)).collect()
         };
         self.records.iter().map(|line| row(line)).collect()
     }
@@ -171,6 +271,7 @@ impl RecordsPage {
         html! {
             form method="get" action="/audit" {
                 @for filter in usual { (self.field(filter)) }
+                @if self.choices.own_replica.is_some() { (self.input(REPLICA, "all", "Only records of this replica")) }
                 @for (name, example) in BOUNDS { (self.input(name, example, "")) }
                 button type="submit" { "Search" }
                 a href="/audit" { "All" }
@@ -220,6 +321,13 @@ impl RecordsPage {
             }
         }
     }
+}
+
+/// The page of this record; another replica's is found by its time.
+fn record_address(record: &Map<String, Value>) -> String {
+    let of = |name: &str| format!("{name}={}", encode(&json_cell(record.get(name))));
+    let names: &[&str] = if record.contains_key(REPLICA) { &["seq", REPLICA, "time"] } else { &["seq"] };
+    format!("/audit/record?{}", names.iter().map(|name| of(name)).collect::<Vec<_>>().join("&"))
 }
 
 fn record_of(line: &RawValue) -> Map<String, Value> {

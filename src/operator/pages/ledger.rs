@@ -16,7 +16,8 @@ use super::super::rich::{self, RichCell};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, members};
 use super::super::{cells, html};
-use crate::audit::{LedgerColumn, LedgerOrganization, LedgerPage, LedgerQuery, LedgerRow};
+use super::replica_records::{AskedReplica, REPLICA, remarks};
+use crate::audit::{LedgerColumn, LedgerOrganization, LedgerPage, LedgerQuery, LedgerRow, ReplicaBehind};
 
 /// What people see first: hours, with who spent most in each.
 const OVERVIEW: [LedgerColumn; 1] = [LedgerColumn::Hour];
@@ -43,6 +44,15 @@ const FILTERS: [&str; 3] = ["caller", "operation", "organization"];
 struct LedgerView {
     #[serde(flatten)]
     page: LedgerPage,
+    /// How far each replica is behind, if all were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    behind: Option<Vec<ReplicaBehind>>,
+    /// Why the sums may lack something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    /// There are several replicas.
+    #[serde(skip)]
+    has_replicas: bool,
     #[serde(skip)]
     query: PageQuery,
     #[serde(skip)]
@@ -61,16 +71,34 @@ pub(crate) async fn ledger(
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
     let by: &[LedgerColumn] = if view.format == PageFormat::Html { &OVERVIEW } else { &DETAILS };
-    let asked = LedgerQuery::parse(view.query.iter(), by, state.gateway.clock.wall())?;
+    let whose = AskedReplica::of(&state, &view.query)?;
+    let filters = view.query.iter().filter(|(name, _)| *name != REPLICA || matches!(whose, AskedReplica::Only));
+    let asked = LedgerQuery::parse(filters, by, state.gateway.clock.wall())?;
     let policy = state.gateway.policy();
-    let callers = policy.callers.iter().map(|caller| caller.config.name.clone()).collect();
-    let operations = policy.catalogue().rows().iter().map(|row| row.id.clone()).collect();
-    state.gateway.log.flush().await;
-    let show = move |page| {
-        let query = view.query.clone();
-        view.show(&LedgerView { page, query, callers, operations })
+    let callers: Vec<_> = policy.callers.iter().map(|caller| caller.config.name.clone()).collect();
+    let operations: Vec<_> = policy.catalogue().rows().iter().map(|row| row.id.clone()).collect();
+    let has_replicas = !matches!(whose, AskedReplica::Only);
+    let log = &state.gateway.log;
+    log.flush().await;
+    let view = Arc::new(view);
+    let show = |note: Option<String>| {
+        let (view, callers, operations) = (view.clone(), callers.clone(), operations.clone());
+        move |page, behind| {
+            let query = view.query.clone();
+            view.show(&LedgerView { page, behind, note, has_replicas, query, callers, operations })
+        }
     };
-    Ok(state.gateway.log.ledger(operator.name(), asked, show).await?)
+    let mut note = None;
+    if let AskedReplica::Shared(replicas, replica) = &whose {
+        let (shared, show) = ((asked.clone(), replica.clone()), show(None));
+        let show = move |page, behind| show(page, Some(behind));
+        match log.ledger_of_replicas(replicas, operator.name(), shared, show).await {
+            Ok(page) => return Ok(page),
+            Err(error) => note = Some(whose.note_on_own(error)?),
+        }
+    }
+    let show = show(note);
+    Ok(log.ledger(operator.name(), asked, move |page| show(page, None)).await?)
 }
 
 impl Page for LedgerView {
@@ -101,6 +129,7 @@ impl Page for LedgerView {
         html! {
             p.quiet { a href="/quota" { "Quota now" } " · Hours are in UTC, kept for 30 days." }
             (self.form())
+            (remarks(self.behind.as_deref(), self.note.as_deref()))
             p {
                 "The last "
                 @for (at, (span, name)) in SPANS.iter().enumerate() {
@@ -183,13 +212,14 @@ impl LedgerView {
             let asked = self.query.get(name).filter(|asked| !matches!(*asked, "account" | "other"));
             Some((name, own.or_else(|| asked.map(str::to_owned))?))
         };
+        let replica = self.query.get(REPLICA).map(|name| (REPLICA, name.to_owned()));
         let span = [("since", since), ("until", until)].map(|(name, at): (_, Timestamp)| (name, at.to_string()));
-        FILTERS.into_iter().zip(own).filter_map(of).chain(span).collect()
+        FILTERS.into_iter().zip(own).filter_map(of).chain(replica).chain(span).collect()
     }
 
     /// The query of this page with the filters as they are, and these parameters.
     fn address(&self, with: &[(&str, &str)]) -> String {
-        let kept = FILTERS.into_iter().chain(["by"]).filter_map(|name| Some((name, self.query.get(name)?)));
+        let kept = FILTERS.into_iter().chain([REPLICA, "by"]).filter_map(|name| Some((name, self.query.get(name)?)));
         suffix(&kept.chain(with.iter().copied()).collect::<Vec<_>>())
     }
 
@@ -202,6 +232,7 @@ impl LedgerView {
                 (select("caller", value("caller"), &self.callers))
                 (select("operation", value("operation"), &self.operations))
                 label { "organization" input name="organization" value=(value("organization")) placeholder="11 or account" size="10"; }
+                @if self.has_replicas { label { "replica" input name=(REPLICA) value=(value(REPLICA)) placeholder="all" size="10"; } }
                 label { "since" input name="since" value=(value("since")) placeholder="24h or 2026-07-01" size="17"; }
                 label { "until" input name="until" value=(value("until")) placeholder="1h or 2026-07-02" size="17"; }
                 label {

@@ -18,6 +18,7 @@ mod proof;
 mod quota;
 mod rankings;
 mod record;
+mod replica_records;
 pub(crate) mod story;
 mod titles;
 

@@ -15,33 +15,62 @@ use super::super::render::{Page, PageFormat, PageView, typed};
 use super::super::rich;
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
-use crate::audit::{ConsistencyProof, InclusionProof};
+use super::replica_records::AskedReplica;
+use crate::audit::{ConsistencyProof, Head, InclusionProof, QueryError};
+use crate::replicas::heads;
 
 /// The newest signed head.
 #[derive(Debug, Serialize)]
 struct HeadPage {
+    /// Whose log it is of, if there are several replicas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replica: Option<Arc<str>>,
     /// The signed note (C2SP `tlog-checkpoint`).
     head: String,
     origin: String,
     size: u64,
-    key: String,
+    /// The key that signs; of another replica's head its own log says which.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
 }
 
-/// A head over everything that was recorded before. Without a suffix or an `Accept` for another form it is the bare note, which other
-/// tools read.
-pub(crate) async fn head(State(state): State<Arc<OperatorState>>, view: PageView, headers: HeaderMap) -> Response {
+/// A head over everything that was recorded before; with `replica` the newest one that the database has of that replica. Without a suffix
+/// or an `Accept` for another form it is the bare note, which other tools read.
+///
+/// # Errors
+/// There is no such replica, or the database does not answer.
+pub(crate) async fn head(
+    State(state): State<Arc<OperatorState>>,
+    view: PageView,
+    headers: HeaderMap,
+) -> Result<Response, OperatorRefusal> {
     let log = &state.gateway.log;
-    let head = log.head().await;
+    let asked = AskedReplica::of(&state, &view.query)?;
+    let mut whose = asked.own_name();
+    let (head, key) = match asked {
+        AskedReplica::Shared(replicas, Some(replica)) => {
+            let found = heads::newest(replicas.engine(), &replica).await.map_err(QueryError::from)?;
+            let head = found
+                .and_then(|found| Head::parse(&found.note))
+                .ok_or_else(|| OperatorRefusal::NoHead { replica: replica.clone() })?;
+            whose = Some(replica);
+            (head, None)
+        }
+        AskedReplica::Only | AskedReplica::Own(_) | AskedReplica::Shared(_, None) => {
+            (log.head().await, Some(log.head_key().to_string()))
+        }
+    };
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if view.format == PageFormat::Json && !view.has_suffix() && !accept.contains("json") {
-        return typed("text/plain; charset=utf-8", head.to_string());
+        return Ok(typed("text/plain; charset=utf-8", head.to_string()));
     }
-    view.show(&HeadPage {
+    Ok(view.show(&HeadPage {
+        replica: whose,
         head: head.to_string(),
         origin: head.origin().to_owned(),
         size: head.size,
-        key: log.head_key().to_string(),
-    })
+        key,
+    }))
 }
 
 impl Page for HeadPage {
@@ -56,8 +85,10 @@ impl Page for HeadPage {
             p { "This covers the first " (self.size) " records. Kept elsewhere, it shows later that none of them was altered or taken away:" }
             pre { (self.head) }
             p { "makegate audit verify DIR --head FILE" }
-            h2 { "Key" }
-            pre { (self.key) }
+            @if let Some(key) = &self.key {
+                h2 { "Key" }
+                pre { (key) }
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as STANDARD;
 use http::{HeaderMap, header};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use maud::{Markup, html};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -20,10 +20,11 @@ use super::super::refusal::OperatorRefusal;
 use super::super::render::{Page, PageFormat, PageView};
 use super::super::state::OperatorState;
 use super::super::table::{PageTable, json_cell};
-use super::audit::records_csv;
+use super::audit::{named, records_csv};
 use super::links;
+use super::replica_records::{AskedReplica, REPLICA, remarks};
 use super::story;
-use crate::audit::{self, Filter};
+use crate::audit::{self, Filter, ReplicasQuery};
 use crate::door::PeerConnection;
 use crate::hash;
 use crate::ids::escape_invisible;
@@ -35,6 +36,12 @@ const RECORDS_MAX: usize = 200;
 struct StoryPage {
     /// The oldest first.
     records: Vec<Box<RawValue>>,
+    /// Why some may be missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    /// This replica's name, if it is one of several.
+    #[serde(skip)]
+    own_replica: Option<Arc<str>>,
     /// Where the page was asked for, for what people paste into a shell.
     #[serde(skip)]
     host: String,
@@ -42,7 +49,8 @@ struct StoryPage {
     dir: String,
 }
 
-/// `?request=ID`: all records of the request. `?seq=N`: the record N, and the others of its write.
+/// `?request=ID`: all records of the request. `?seq=N`: the record N, and the others of its write; of another replica with `replica`, where
+/// the record's `time` makes it fast to find.
 ///
 /// # Errors
 /// Neither parameter is given, or both are; the query finds no end; there is no such record.
@@ -54,10 +62,22 @@ pub(crate) async fn record(
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
     let query = &view.query;
-    query.allow_only(&["request", "seq"])?;
+    query.allow_only(if state.gateway.replicas.is_some() {
+        &["request", "seq", REPLICA, "time"]
+    } else {
+        &["request", "seq"]
+    })?;
+    let mut asked = AskedReplica::of(&state, query)?;
     let story = match (query.get("request"), query.get("seq")) {
         (Some(request), None) => Story::Request(request.to_owned()),
-        (None, Some(seq)) => Story::Record(seq.to_owned()),
+        (None, Some(seq)) => {
+            // Each log has its own numbers.
+            asked = match asked {
+                AskedReplica::Shared(replicas, None) => AskedReplica::Own(replicas),
+                asked => asked,
+            };
+            Story::Record(seq.to_owned())
+        }
         (None, None) | (Some(_), Some(_)) => {
             let why =
                 "write request=ID for all records of a request, or seq=N for the record N and the others of its write";
@@ -65,12 +85,16 @@ pub(crate) async fn record(
         }
     };
     state.gateway.log.flush().await;
-    let records = story.records(&state, &operator).await?;
+    let own_replica = asked.own_name();
+    let mut search = StorySearch { state: &state, operator: &operator, asked, time: query.get("time"), note: None };
+    let records = search.records(&story).await?;
+    let note = search.note;
     if view.format == PageFormat::Csv {
         state.note_export(&operator, &peer, query.suffix().trim_start_matches('?'), true);
     }
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
-    Ok(view.show(&StoryPage { records, host, dir: state.gateway.log.dir().display().to_string() }))
+    let dir = state.gateway.log.dir().display().to_string();
+    Ok(view.show(&StoryPage { records, note, own_replica, host, dir }))
 }
 
 enum Story {
@@ -78,40 +102,78 @@ enum Story {
     Record(String),
 }
 
-impl Story {
-    /// Its records, the oldest first.
-    async fn records(&self, state: &OperatorState, operator: &Operator) -> Result<Vec<Box<RawValue>>, OperatorRefusal> {
-        match self {
-            Self::Request(request) => find(state, operator, "request", request).await,
-            Self::Record(seq) => {
-                let mut records = find(state, operator, "seq", seq).await?;
-                let one: Map<String, Value> =
-                    records.first().and_then(|line| serde_json::from_str(line.get()).ok()).unwrap_or_default();
-                let is_intent = one.get("kind").is_some_and(|kind| kind == "intent");
-                let Some(intent) = (if is_intent { one.get("seq") } else { one.get("intent") }) else {
+struct StorySearch<'s> {
+    state: &'s OperatorState,
+    operator: &'s Operator,
+    asked: AskedReplica,
+    time: Option<&'s str>,
+    note: Option<String>,
+}
+
+impl StorySearch<'_> {
+    /// The story's records, the oldest first.
+    async fn records(&mut self, story: &Story) -> Result<Vec<Box<RawValue>>, OperatorRefusal> {
+        let seq = match story {
+            Story::Request(request) => return self.find(&[("request", request)], None).await,
+            Story::Record(seq) => seq,
+        };
+        let time = self.time.map(|time| time.parse::<Timestamp>().map_err(|_| bad_time())).transpose()?;
+        let mut records = self.find(&[("seq", seq)], time).await?;
+        let one: Map<String, Value> =
+            records.first().and_then(|line| serde_json::from_str(line.get()).ok()).unwrap_or_default();
+        let is_intent = one.get("kind").is_some_and(|kind| kind == "intent");
+        let Some(intent) = (if is_intent { one.get("seq") } else { one.get("intent") }) else {
+            return Ok(records);
+        };
+        let intent = intent.to_string();
+        if let (AskedReplica::Shared(..), Some(request)) = (&self.asked, one.get("request").and_then(Value::as_str)) {
+            let all = self.find(&[("request", request)], None).await?;
+            return Ok(all.into_iter().filter(|line| is_of_write(line, &intent)).collect());
+        }
+        if !is_intent {
+            records = self.find(&[("seq", &intent)], None).await?;
+        }
+        records.extend(self.find(&[("intent", &intent)], None).await?);
+        Ok(records)
+    }
+
+    async fn find(
+        &mut self,
+        filters: &[(&str, &str)],
+        time: Option<Timestamp>,
+    ) -> Result<Vec<Box<RawValue>>, OperatorRefusal> {
+        let mut filter = Filter::parse(filters.iter().copied(), self.state.gateway.clock.wall())?;
+        filter.limit = RECORDS_MAX;
+        let log = &self.state.gateway.log;
+        if let AskedReplica::Shared(replicas, replica) = &self.asked {
+            let mut filter = filter.clone();
+            (filter.since, filter.until) = (time, time.map(|time| time + SignedDuration::from_micros(1)));
+            let query = ReplicasQuery { filter, replica: replica.clone(), after: None };
+            match log.query_replicas(replicas, self.operator.name(), query, |page| page.records).await {
+                Ok(mut records) => {
+                    records.reverse();
                     return Ok(records);
-                };
-                if !is_intent {
-                    records = find(state, operator, "seq", &intent.to_string()).await?;
                 }
-                records.extend(find(state, operator, "intent", &intent.to_string()).await?);
-                Ok(records)
+                Err(error) => self.note = Some(self.asked.note_on_own(error)?),
             }
         }
+        let mut records = log.query(self.operator.name(), filter).await?.records;
+        records.reverse();
+        Ok(named(records, self.asked.own_name().as_deref()))
     }
 }
 
-async fn find(
-    state: &OperatorState,
-    operator: &Operator,
-    name: &str,
-    value: &str,
-) -> Result<Vec<Box<RawValue>>, OperatorRefusal> {
-    let limit = RECORDS_MAX.to_string();
-    let filter = Filter::parse([(name, value), ("limit", &limit)], state.gateway.clock.wall())?;
-    let mut records = state.gateway.log.query(operator.name(), filter).await?.records;
-    records.reverse();
-    Ok(records)
+fn bad_time() -> OperatorRefusal {
+    OperatorRefusal::BadParameter {
+        why: "time: write the record's time, such as 2026-07-01T12:00:00.123456Z".to_owned(),
+    }
+}
+
+/// Whether this is a record of the write whose intent has this number.
+fn is_of_write(line: &RawValue, intent: &str) -> bool {
+    let record: Map<String, Value> = serde_json::from_str(line.get()).unwrap_or_default();
+    let is = |name: &str| record.get(name).is_some_and(|value| value.to_string() == intent);
+    is("intent") || (is("seq") && record.get("kind").is_some_and(|kind| kind == "intent"))
 }
 
 impl Page for StoryPage {
@@ -122,11 +184,12 @@ impl Page for StoryPage {
     }
 
     fn csv(&self) -> String {
-        records_csv(&self.records)
+        records_csv(&self.records, self.own_replica.is_some())
     }
 
     fn html(&self, now: Timestamp) -> Markup {
         html! {
+            (remarks(None, self.note.as_deref()))
             @if self.records.is_empty() {
                 p.empty { "The log has no such record: retention may have deleted it, or the id is another's. " a href="/audit" { "Search the log." } }
             }
@@ -150,16 +213,27 @@ impl StoryPage {
                         dd { (field(&record, name, &json_cell(Some(value)), now)) }
                     }
                 }
-                p {
-                    a href={ "/audit/proof?seq=" (seq) } { "Proof that it is in the log" }
-                    @if let Some(explain) = links::explain(&record) { " · " a href=(explain) { "Explain" } }
-                }
-                details {
-                    summary { "How to check this without makegate" }
-                    (self.check(&seq, line.get()))
+                @if let Some(stored) = self.stored(&record, line) {
+                    p {
+                        a href={ "/audit/proof?seq=" (seq) } { "Proof that it is in the log" }
+                        @if let Some(explain) = links::explain(&record) { " · " a href=(explain) { "Explain" } }
+                    }
+                    details {
+                        summary { "How to check this without makegate" }
+                        (self.check(&seq, &stored))
+                    }
+                } @else {
+                    p.quiet { "This is in the log of " (get(REPLICA)) ", which has the proof." }
                 }
             }
         }
+    }
+
+    /// The line as it is in this replica's log; `None`: it is in another's.
+    fn stored(&self, record: &Map<String, Value>, line: &RawValue) -> Option<String> {
+        let Some(replica) = record.get(REPLICA).and_then(Value::as_str) else { return Some(line.get().to_owned()) };
+        let own = self.own_replica.as_deref().filter(|own| *own == replica)?;
+        line.get().strip_suffix(&format!(",\"{REPLICA}\":\"{own}\"}}")).map(|members| format!("{members}}}"))
     }
 
     /// The steps of `docs/auditing.md` for this record.
@@ -194,7 +268,11 @@ impl StoryPage {
 fn field(record: &Map<String, Value>, name: &str, value: &str, now: Timestamp) -> Markup {
     let to = match name {
         "request" | "filled_by" => return cells::request(value),
-        "intent" => Some(format!("/audit/record?seq={}", encode(value))),
+        "intent" => {
+            let replica =
+                record.get(REPLICA).map(|replica| format!("&{REPLICA}={}", encode(&json_cell(Some(replica)))));
+            Some(format!("/audit/record?seq={}{}", encode(value), replica.unwrap_or_default()))
+        }
         "caller" => Some(format!("/callers?name={}", encode(value))),
         "refusal" => links::explain(record),
         "operation" | "organization" | "key" | "peer" | "operator" | "event" => {

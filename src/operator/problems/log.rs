@@ -1,7 +1,12 @@
 //! The log: whether it can be written, its disk, and the room for writes in doubt.
 
+use std::time::Duration;
+
 use super::super::state::OperatorState;
-use super::problem::{Check, Problem, Severity};
+use super::problem::{Check, Problem, Severity, counted};
+
+/// A trouble with shipping that is over sooner is none.
+const SHIP_TROUBLE_MIN: Duration = Duration::from_secs(60);
 
 pub(super) fn log(state: &OperatorState) -> Option<Problem> {
     let log = &state.gateway.log;
@@ -64,6 +69,36 @@ pub(super) fn disk(state: &OperatorState) -> Option<Problem> {
     );
     let why = "its disk is nearly full, and once it is, writes are refused";
     Some(Problem::spoiling((Check::Log, why), Severity::Degraded, "disk-nearly-full", what).todo(todo, "/config"))
+}
+
+/// Records that are not shipped to the other replicas' database, and those that never will be.
+pub(super) fn shipping(state: &OperatorState) -> Vec<Problem> {
+    let Some(shipping) = state.gateway.log.ship_state() else { return Vec::new() };
+    let clock = &state.gateway.clock;
+    let late = shipping.trouble.as_ref().filter(|trouble| {
+        let waits = clock.now().saturating_duration_since(trouble.since);
+        waits >= SHIP_TROUBLE_MIN && shipping.behind > 0
+    });
+    let late = late.map(|trouble| {
+        let what = format!("{} are not shipped to the replicas' database: {}.", records(shipping.behind), trouble.cause);
+        let todo = "See that makegate can reach the database and has its schema (`makegate check --online`). The records wait in this \
+                    replica's log; retention keeps them until they are shipped, as long as audit.retention_bytes leaves room.";
+        Problem::warning("shipping-behind", what).since(Some(state.wall_at(trouble.since))).todo(todo, "/audit")
+    });
+    let lost = (shipping.deleted > 0).then(|| {
+        let what = format!(
+            "{} of this replica were deleted before they were shipped, because the log has grown to audit.retention_bytes.",
+            records(shipping.deleted)
+        );
+        let todo = "The replicas' database will never have them. Raise audit.retention_bytes, or ship less with replicas.records. This \
+                    line goes with the next restart.";
+        Problem::warning("records-not-shipped", what).todo(todo, "/audit?event=retention")
+    });
+    late.into_iter().chain(lost).collect()
+}
+
+fn records(count: u64) -> String {
+    counted(count, "record", "records")
 }
 
 pub(super) fn doubts_room(state: &OperatorState) -> Option<Problem> {

@@ -21,6 +21,7 @@ pub(super) fn problems(state: &OperatorState, buckets: &[BucketView]) -> Vec<Pro
     problems.extend(upstream::warnings(state));
     problems.extend(log::open_doubts(state));
     problems.extend(log::disk(state));
+    problems.extend(log::shipping(state));
     problems.extend(quota::quota(state, buckets));
     problems.extend(ends::certificates(state));
     problems.extend(ends::keys(state));

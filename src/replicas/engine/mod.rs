@@ -345,6 +345,18 @@ impl EngineTransaction<'_> {
         changed.map_err(|error| EngineError::of(&error))
     }
 
+    /// Carries out a statement that is put together for this once, and returns its rows.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn query_once(
+        &self,
+        sql: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, EngineError> {
+        self.transaction.query_typed(sql, parameters).await.map_err(|error| EngineError::of(&error))
+    }
+
     /// Carries out several statements without parameters or results.
     ///
     /// # Errors

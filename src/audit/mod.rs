@@ -53,7 +53,7 @@ pub use record::csv::{COLUMNS, csv, csv_cell, csv_header};
 pub use record::field_hashes::FieldHashes;
 pub use record::line::{object, truncate};
 pub use record::text::Text;
-pub use record::{CountedRefusals, Kind, Peer, Record};
+pub use record::{AdoptedWrite, CountedRefusals, Kind, Peer, Record};
 pub use recover::key_ends::KeyEnd;
 pub use recover::{Recovered, doubts_in};
 pub use segment::disk::{Disk, MachineDisk, OpenError, check_folder};

@@ -136,7 +136,9 @@ impl Service {
         let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, operator_tasks) = (Tasks::new(), Tasks::new());
         let doors = BoundDoors::bind(&config, sockets, certificates, &clock, [&tasks, &operator_tasks])?;
-        let (log, recovered) = AuditLog::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
+        let key = replicas.as_ref().map(|settings| settings.key);
+        let opened = AuditLog::open_shared(&config.audit, clock.clone(), key);
+        let (log, recovered) = opened.map_err(StartError::failed)?;
         let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
         let answers =
             IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
@@ -154,6 +156,7 @@ impl Service {
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines {
             log,
+            log_began: recovered.began,
             idempotency: answers,
             cache,
             quota,
@@ -349,6 +352,9 @@ impl ServiceInner {
         });
         self.gateway.tasks.spawn_until_stop(operator::keep_history(self.operator_state.clone()));
         self.gateway.tasks.spawn_until_stop(self.reconciler.clone().run());
+        if let Some(replicas) = &self.gateway.replicas {
+            replicas.tasks().spawn_until_stop(self.gateway.clone().keep_shared_writes());
+        }
         self.gateway.tasks.spawn_until_stop(recall_last_uses(self.gateway.clone()));
         let (inner, clock) = (self.clone(), self.gateway.clock.clone());
         self.gateway.tasks.spawn_until_stop(async move {

@@ -38,6 +38,7 @@ pub use log::disk_usage::DiskUsage;
 pub use log::record_room::RecordRoom;
 pub use log::shared::LogOutage;
 pub use log::{AuditLog, LogCounts};
+pub(crate) use open_writes::ADOPTED;
 pub use open_writes::doubt_room::DoubtRoom;
 pub use open_writes::doubts::{Doubt, Doubts, SettlementClaim};
 pub use open_writes::request_ids::{HeldRequestId, RequestIds};

@@ -65,6 +65,8 @@ pub(super) enum OperatorRefusal {
     TooManyLivePages,
     NoRoom,
     CannotRecord,
+    /// What the replicas share is out of reach.
+    NoEngine,
     Query(QueryError),
     NoRecord {
         newest: u64,
@@ -136,6 +138,9 @@ impl OperatorRefusal {
             Self::TooManyFollowers => (StatusCode::SERVICE_UNAVAILABLE, "too-many-followers", "Too many followers"),
             Self::TooManyLivePages => (StatusCode::SERVICE_UNAVAILABLE, "too-many-live-pages", "Too many live pages"),
             Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "no-room", "Too many large answers under way"),
+            Self::NoEngine => {
+                (StatusCode::SERVICE_UNAVAILABLE, "no-engine", "The replicas' database cannot be reached")
+            }
             Self::CannotRecord => (StatusCode::SERVICE_UNAVAILABLE, "cannot-record", "The log cannot record this"),
             Self::Query(QueryError::TooLong) => {
                 (StatusCode::GATEWAY_TIMEOUT, "query-too-long", "The query took too long")
@@ -226,6 +231,10 @@ impl OperatorRefusal {
                 "No more pages can be live for this operator now. Close one, or load the page again from time to time.".to_owned()
             }
             Self::NoRoom => "Other large answers are still being read. Ask for less with `limit`, or try again.".to_owned(),
+            Self::NoEngine => {
+                "The database that the replicas share decides which verdict counts, and it does not answer. Nothing is settled here; try again soon. /replicas says why."
+                    .to_owned()
+            }
             Self::CannotRecord => "Nothing was done, because it could not be recorded. /readyz?verbose says why.".to_owned(),
             Self::NoRecord { newest } => capital(&format!("{}.", ProofError::NoRecord { newest: *newest })),
             Self::LogAltered => capital(&format!("{}.", ProofError::Altered)),

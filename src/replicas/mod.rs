@@ -10,6 +10,7 @@ mod lease;
 mod members;
 pub mod schema;
 mod settings;
+pub mod writes;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -70,6 +71,7 @@ pub struct Replicas {
     described: Mutex<(String, String)>,
     trouble: Mutex<Option<String>>,
     counters: ReplicaCounters,
+    tasks: Tasks,
 }
 
 impl Replicas {
@@ -97,6 +99,7 @@ impl Replicas {
             described: Mutex::new((version.to_owned(), String::new())),
             trouble: Mutex::default(),
             counters: ReplicaCounters::default(),
+            tasks: tasks.clone(),
         });
         tasks.spawn_until_stop(BeatSender::new(replicas.clone()).run());
         tasks.spawn_until_stop(replicas.clone().hear(announced));
@@ -129,6 +132,12 @@ impl Replicas {
     #[must_use]
     pub const fn config(&self) -> &ReplicasConfig {
         &self.config
+    }
+
+    /// Where what speaks with the engine runs: until all requests are done.
+    #[must_use]
+    pub const fn tasks(&self) -> &Tasks {
+        &self.tasks
     }
 
     /// The engine.

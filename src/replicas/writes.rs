@@ -24,6 +24,7 @@ use super::{Epoch, Replicas};
 use crate::ids::{Fingerprint, RequestId};
 use crate::tasks::Tasks;
 
+pub use chores::LostWrite;
 pub use queue::NotIntended;
 pub use row::{KnownWrite, SharedAnswer, SharedEnd, SharedState, SharedVerdict, SharedWrite};
 
@@ -224,12 +225,16 @@ impl SharedWrites {
                 for intent in intents {
                     match self.insert_intents(epoch, [&*intent.write]).await {
                         Ok(stands) => tell(intent, &stands),
-                        Err(_) => drop(intent.ack.send(Err(NotIntended::NoAnswer))),
+                        Err(_) => {
+                            let _nobody_waits = intent.ack.send(Err(NotIntended::NoAnswer));
+                        }
                     }
                 }
             }
             Err(EngineError::Unreachable | EngineError::Unclear(_)) => {
-                intents.into_iter().for_each(|intent| drop(intent.ack.send(Err(NotIntended::NoAnswer))));
+                for intent in intents {
+                    let _nobody_waits = intent.ack.send(Err(NotIntended::NoAnswer));
+                }
             }
         }
     }
@@ -317,8 +322,8 @@ impl SharedWrites {
         let e = EndColumns::of(writes.iter().map(|(_, end)| *end));
         let (name, incarnation) = (&**self.replicas.name(), self.replicas.incarnation());
         let parameters: Parameters<'_> = &[
-            &name, &incarnation, &c.ids, &c.requests, &c.callers, &c.operations, &c.organizations, &c.paths, &c.fingerprints,
-            &c.keys, &c.marks, &c.times, &e.states, &e.done, &e.statuses, &e.heads, &e.bodies,
+            &name, &incarnation, &c.ids, &c.requests, &c.callers, &c.operations, &c.organizations, &c.paths,
+            &c.fingerprints, &c.keys, &c.marks, &c.times, &e.states, &e.done, &e.statuses, &e.heads, &e.bodies,
         ];
         let rows = self.replicas.engine().query(Line::Durable, &statements::RESTORE, parameters).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
@@ -378,7 +383,7 @@ impl SharedWrites {
     /// # Errors
     /// The engine does not answer.
     pub async fn own_open(&self) -> Result<Vec<KnownWrite>, EngineError> {
-        let rows = self.replicas.engine().query(Line::Bulk, &statements::OWN_OPEN, &[&**self.replicas.name()]).await?;
+        let rows = self.replicas.engine().query(Line::Bulk, &statements::OWN_OPEN, &[&&**self.replicas.name()]).await?;
         Ok(rows.iter().filter_map(KnownWrite::of).collect())
     }
 }

@@ -92,6 +92,18 @@ impl AuditLog {
         Self::open_on(settings, clock, Arc::new(MachineDisk))
     }
 
+    /// Like [`AuditLog::open`], with the fingerprint key that all replicas have.
+    ///
+    /// # Errors
+    /// As [`AuditLog::open`]; or the log was written with another key.
+    pub fn open_shared(
+        settings: &config::AuditConfig,
+        clock: Clock,
+        key: Option<[u8; 32]>,
+    ) -> Result<(Arc<Self>, Recovered), OpenError> {
+        Self::open_with(settings, clock, Arc::new(MachineDisk), key)
+    }
+
     /// Like [`AuditLog::open`], on the given disk.
     ///
     /// # Errors
@@ -101,10 +113,19 @@ impl AuditLog {
         clock: Clock,
         disk: Arc<dyn Disk>,
     ) -> Result<(Arc<Self>, Recovered), OpenError> {
+        Self::open_with(settings, clock, disk, None)
+    }
+
+    fn open_with(
+        settings: &config::AuditConfig,
+        clock: Clock,
+        disk: Arc<dyn Disk>,
+        key: Option<[u8; 32]>,
+    ) -> Result<(Arc<Self>, Recovered), OpenError> {
         let dir = &settings.dir;
         let lock: Arc<File> = disk::lock_folder(dir)?.into();
         let (mut start, recovered) = recover::recover(dir)?;
-        let (key, event) = fingerprints::open(dir, &clock, &mut start, &recovered)?;
+        let (key, event) = fingerprints::open(dir, &clock, &mut start, &recovered, key)?;
         let (heads, opened) = Heads::open(dir, settings.head, &start)?;
         let shared = Arc::new(LogShared::new(settings, clock, start.tree.clone(), heads, key.clone()));
         shared.disk_usage.refresh(dir, shared.clock.now()); // no scrape finds it missing, however long the index takes

@@ -36,7 +36,8 @@ impl SharedWrites {
         let (name, incarnation) = (&**self.replicas.name(), self.replicas.incarnation());
         let parameters: Parameters<'_> = &[&name, &incarnation, &epoch.id, &also_doubts];
         let rows = self.replicas.engine().query(Line::Durable, &statements::ADOPT, parameters).await?;
-        let lost = |row| Some(LostWrite { known: KnownWrite::of(row)?, owner: row.try_get::<_, &str>("owner").ok()?.into() });
+        let lost =
+            |row| Some(LostWrite { known: KnownWrite::of(row)?, owner: row.try_get::<_, &str>("owner").ok()?.into() });
         Ok(rows.iter().filter_map(lost).collect())
     }
 
@@ -80,7 +81,8 @@ impl SharedWrites {
         for keys in keys.chunks(CHORE_MAX) {
             let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes().as_slice()).collect();
             let rows = self.replicas.engine().query(Line::Bulk, &statements::LACKING_KEYS, &[&keys]).await?;
-            let keys = rows.iter().filter_map(|row| row.get::<_, &[u8]>(0).try_into().ok().map(Fingerprint::from_bytes));
+            let keys =
+                rows.iter().filter_map(|row| row.get::<_, &[u8]>(0).try_into().ok().map(Fingerprint::from_bytes));
             lacking.extend(keys);
         }
         Ok(lacking)

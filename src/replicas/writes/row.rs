@@ -123,10 +123,19 @@ pub struct KnownWrite {
     pub verdict: Option<SharedVerdict>,
 }
 
+impl KnownWrite {
+    /// Whether it is known how it ended.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        matches!(self.state, SharedState::Ended | SharedState::NotSent)
+    }
+}
+
 /// The columns that [`KnownWrite::of`] reads, answer aside.
 macro_rules! known_columns {
     () => {
-        "w.id, w.request, w.caller, w.operation, w.organization, w.path, w.fingerprint, w.key, w.marks, w.time, w.replica, \
+        "w.id, w.request, w.caller, w.operation, w.organization, w.path, w.fingerprint, w.key, w.marks, \
+         (extract(epoch from w.time) * 1000000)::bigint as time_us, w.replica, \
          w.state::text as state, w.done, w.settled_at, w.settled_by, w.note, w.upstream_status"
     };
 }
@@ -149,7 +158,7 @@ impl KnownWrite {
             fingerprint: fingerprint(row.try_get("fingerprint").ok()?)?,
             key: row.try_get::<_, Option<&[u8]>>("key").ok()?.and_then(fingerprint),
             marks: row.try_get::<_, Option<&str>>("marks").ok()?.map(Into::into),
-            time: row.try_get("time").ok()?,
+            time: Timestamp::from_microsecond(row.try_get("time_us").ok()?).ok()?,
         };
         let done: Option<bool> = row.try_get("done").ok()?;
         let settled_at: Option<&str> = row.try_get("settled_at").ok()?;
@@ -158,7 +167,11 @@ impl KnownWrite {
             replica: replica.into(),
             operator: row.try_get::<_, Option<&str>>("settled_by").ok().flatten().map(Into::into),
             note: row.try_get::<_, Option<&str>>("note").ok().flatten().map(Into::into),
-            upstream_status: row.try_get::<_, Option<i32>>("upstream_status").ok().flatten().and_then(|s| s.try_into().ok()),
+            upstream_status: row
+                .try_get::<_, Option<i32>>("upstream_status")
+                .ok()
+                .flatten()
+                .and_then(|s| s.try_into().ok()),
         });
         Some(Self {
             write,
@@ -194,7 +207,8 @@ pub(super) struct WriteColumns<'w> {
     pub(super) fingerprints: Vec<&'w [u8]>,
     pub(super) keys: Vec<Option<&'w [u8]>>,
     pub(super) marks: Vec<Option<&'w str>>,
-    pub(super) times: Vec<Timestamp>,
+    /// In microseconds since 1970.
+    pub(super) times: Vec<i64>,
 }
 
 impl<'w> WriteColumns<'w> {
@@ -210,7 +224,7 @@ impl<'w> WriteColumns<'w> {
             columns.fingerprints.push(write.fingerprint.as_bytes());
             columns.keys.push(write.key.as_ref().map(|key| key.as_bytes().as_slice()));
             columns.marks.push(write.marks.as_deref());
-            columns.times.push(write.time);
+            columns.times.push(write.time.as_microsecond());
         }
         columns
     }

@@ -10,11 +10,17 @@ const T: Type = Type::TEXT;
 /// Why a row answers: 1 has the key, 2 is equal and in doubt, 3 is open and has the request id.
 pub(super) static EARLIER: Statement = Statement::new(
     concat!(
-        "(select 1 as why, w.status, w.head, w.body, ", known_columns!(), " from mg.write w \
+        "(select 1 as why, w.status, w.head, w.body, ",
+        known_columns!(),
+        " from mg.write w \
            where w.key = $3 and w.key is not null and w.state <> 'n') \
-         union all (select 2, null::smallint, null::bytea, null::bytea, ", known_columns!(), " from mg.write w \
+         union all (select 2, null::smallint, null::bytea, null::bytea, ",
+        known_columns!(),
+        " from mg.write w \
            where $3::bytea is null and w.caller = $1 and w.fingerprint = $2 and w.state = 'd' limit 1) \
-         union all (select 3, null::smallint, null::bytea, null::bytea, ", known_columns!(), " from mg.write w \
+         union all (select 3, null::smallint, null::bytea, null::bytea, ",
+        known_columns!(),
+        " from mg.write w \
            where w.request = $4 and w.state in ('u', 'd'))"
     ),
     &[T, Type::BYTEA, Type::BYTEA, T],
@@ -24,16 +30,28 @@ pub(super) static EARLIER: Statement = Statement::new(
 /// goes on beside what a new epoch does not know yet, or after this replica was given up.
 pub(super) static INTEND: Statement = Statement::new(
     "insert into mg.write (replica, incarnation, id, request, caller, operation, organization, path, fingerprint, key, marks, time) \
-     select $1, $2, x.* from unnest($4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
-       as x(id, request, caller, operation, organization, path, fingerprint, key, marks, time) \
+     select $1, $2, x.id, x.request, x.caller, x.operation, x.organization, x.path, x.fingerprint, x.key, x.marks, \
+       timestamptz 'epoch' + x.time_us * interval '1 microsecond' from unnest($4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+       as x(id, request, caller, operation, organization, path, fingerprint, key, marks, time_us) \
      where exists (select from mg.epoch e where e.id = $3) \
        and exists (select from mg.member m where m.replica = $1 and m.incarnation = $2 and not m.gone) \
        and (x.key is not null or not exists \
          (select from mg.write d where d.caller = x.caller and d.fingerprint = x.fingerprint and d.state = 'd')) \
      on conflict do nothing returning id",
     &[
-        T, Type::UUID, Type::UUID, Type::UUID_ARRAY, Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::INT8_ARRAY,
-        Type::TEXT_ARRAY, Type::BYTEA_ARRAY, Type::BYTEA_ARRAY, Type::TEXT_ARRAY, Type::TIMESTAMPTZ_ARRAY,
+        T,
+        Type::UUID,
+        Type::UUID,
+        Type::UUID_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
     ],
 );
 
@@ -41,15 +59,29 @@ pub(super) static INTEND: Statement = Statement::new(
 pub(super) static RESTORE: Statement = Statement::new(
     "insert into mg.write (replica, incarnation, id, request, caller, operation, organization, path, fingerprint, key, marks, time, \
        state, done, status, head, body, ended) \
-     select $1, $2, x.id, x.request, x.caller, x.operation, x.organization, x.path, x.fingerprint, x.key, x.marks, x.time, \
-       x.state::\"char\", x.done, x.status, x.head, x.body, case when x.state in ('e', 'n') then clock_timestamp() end \
+     select $1, $2, x.id, x.request, x.caller, x.operation, x.organization, x.path, x.fingerprint, x.key, x.marks, \
+       timestamptz 'epoch' + x.time_us * interval '1 microsecond', x.state::\"char\", x.done, x.status, x.head, x.body, case when x.state in ('e', 'n') then clock_timestamp() end \
      from unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
-       as x(id, request, caller, operation, organization, path, fingerprint, key, marks, time, state, done, status, head, body) \
+       as x(id, request, caller, operation, organization, path, fingerprint, key, marks, time_us, state, done, status, head, body) \
      on conflict do nothing returning id",
     &[
-        T, Type::UUID, Type::UUID_ARRAY, Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::INT8_ARRAY,
-        Type::TEXT_ARRAY, Type::BYTEA_ARRAY, Type::BYTEA_ARRAY, Type::TEXT_ARRAY, Type::TIMESTAMPTZ_ARRAY, Type::TEXT_ARRAY,
-        Type::BOOL_ARRAY, Type::INT2_ARRAY, Type::BYTEA_ARRAY, Type::BYTEA_ARRAY,
+        T,
+        Type::UUID,
+        Type::UUID_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::INT8_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::BOOL_ARRAY,
+        Type::INT2_ARRAY,
+        Type::BYTEA_ARRAY,
+        Type::BYTEA_ARRAY,
     ],
 );
 
@@ -68,15 +100,14 @@ pub(super) static SETTLE: Statement = Statement::new(
     concat!(
         "update mg.write w set state = case when $2 then 'e' else 'n' end::\"char\", done = $2, settled_by = $3, settled_at = $4, \
            note = $5, upstream_status = $6, ended = clock_timestamp() \
-         where w.id = $1 and w.state = 'd' returning ", known_columns!()
+         where w.id = $1 and w.state = 'd' returning ",
+        known_columns!()
     ),
     &[Type::UUID, Type::BOOL, T, T, T, Type::INT4],
 );
 
-pub(super) static FIND: Statement = Statement::new(
-    concat!("select ", known_columns!(), " from mg.write w where w.id = any($1)"),
-    &[Type::UUID_ARRAY],
-);
+pub(super) static FIND: Statement =
+    Statement::new(concat!("select ", known_columns!(), " from mg.write w where w.id = any($1)"), &[Type::UUID_ARRAY]);
 
 pub(super) static DOUBTS: Statement = Statement::new(
     concat!("select ", known_columns!(), " from mg.write w where w.state = 'd' order by w.time, w.id limit $1"),
@@ -84,7 +115,11 @@ pub(super) static DOUBTS: Statement = Statement::new(
 );
 
 pub(super) static DOUBT_OF: Statement = Statement::new(
-    concat!("select ", known_columns!(), " from mg.write w where w.request = $1 and w.state in ('u', 'd') and w.state = 'd'"),
+    concat!(
+        "select ",
+        known_columns!(),
+        " from mg.write w where w.request = $1 and w.state in ('u', 'd') and w.state = 'd'"
+    ),
     &[T],
 );
 
@@ -103,7 +138,9 @@ pub(super) static ADOPT: Statement = Statement::new(
              and not exists (select from mg.member m where m.replica = l.replica and not m.gone) \
            order by l.time limit 500 for update of l skip locked), \
          taken as (update mg.write w set state = 'd', replica = $1, incarnation = $2 from lost where w.id = lost.id \
-           returning ", known_columns!(), ", lost.replica as owner) \
+           returning ",
+        known_columns!(),
+        ", lost.replica as owner) \
          select * from taken"
     ),
     &[T, Type::UUID, Type::UUID, Type::BOOL],
@@ -149,7 +186,9 @@ pub(super) static EXPIRE: Statement = Statement::new(
 /// Ended writes with keys that are newer than this many seconds, after this key.
 pub(super) static ENDED_KEYS: Statement = Statement::new(
     concat!(
-        "select w.status, w.head, w.body, ", known_columns!(), " from mg.write w \
+        "select w.status, w.head, w.body, ",
+        known_columns!(),
+        " from mg.write w \
          where w.key > $1 and w.key is not null and w.state <> 'n' and w.state = 'e' order by w.key limit 200"
     ),
     &[Type::BYTEA],

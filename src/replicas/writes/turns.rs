@@ -59,8 +59,10 @@ static GIVE_BACK: Statement = Statement::new(
     "delete from mg.turn t where t.replica = $1 and t.incarnation = $2 and t.path = any($3)",
     &[Type::TEXT, Type::UUID, Type::TEXT_ARRAY],
 );
-static OWN: Statement =
-    Statement::new("select t.path, t.ticket from mg.turn t where t.replica = $1 and t.incarnation = $2", &[Type::TEXT, Type::UUID]);
+static OWN: Statement = Statement::new(
+    "select t.path, t.ticket from mg.turn t where t.replica = $1 and t.incarnation = $2",
+    &[Type::TEXT, Type::UUID],
+);
 static GIVE_BACK_STRAY: Statement = Statement::new(
     "delete from mg.turn t where t.path = $1 and t.ticket = $2 and t.replica = $3 and t.incarnation = $4",
     &[Type::TEXT, Type::INT8, Type::TEXT, Type::UUID],
@@ -221,7 +223,7 @@ impl SharedTurns {
         let parameters: Parameters<'_> = &[&&**replicas.name(), &replicas.incarnation(), &texts];
         replicas.engine().execute(Line::Quick, &GIVE_BACK, parameters).await?;
         let mut tickets = self.tickets();
-        paths.iter().for_each(|path| drop(tickets.to_give_back.remove(path)));
+        tickets.to_give_back.retain(|path| !paths.contains(path));
         Ok(())
     }
 
@@ -238,7 +240,8 @@ impl SharedTurns {
             let mut tickets = self.tickets();
             let all = rows.iter().map(|row| (Arc::<str>::from(row.get::<_, &str>(0)), row.get::<_, i64>(1)));
             let is_stray = |(path, number): &(Arc<str>, i64)| {
-                tickets.drawn.get(path).is_none_or(|ticket| ticket.number != *number) && !tickets.to_give_back.contains(path)
+                tickets.drawn.get(path).is_none_or(|ticket| ticket.number != *number)
+                    && !tickets.to_give_back.contains(path)
             };
             let strays: HashSet<_> = all.filter(is_stray).collect();
             let before = std::mem::replace(&mut tickets.strays, strays);
@@ -269,7 +272,9 @@ impl SharedTurns {
             let mut tickets = self.tickets();
             match (rows.first(), tickets.drawn.get_mut(&path)) {
                 (Some(row), Some(ticket)) => *ticket = Ticket { epoch: epoch.id, number: row.get(0), held: true },
-                (Some(_), None) => drop(tickets.to_give_back.insert(path)),
+                (Some(_), None) => {
+                    tickets.to_give_back.insert(path);
+                }
                 (None, _) => {}
             }
         }

@@ -142,10 +142,8 @@ impl Service {
         let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, operator_tasks) = (Tasks::new(), Tasks::new());
         let doors = BoundDoors::bind(&config, sockets, certificates, &clock, [&tasks, &operator_tasks])?;
-        let opened = match &config.replicas {
-            Some(replicas) => AuditLog::open_to_ship(&config.audit, clock.clone(), replicas.keep),
-            None => AuditLog::open(&config.audit, clock.clone()),
-        };
+        let shared = replicas.as_ref().map(|settings| SharedLog { key: settings.key, keep: settings.config.keep });
+        let opened = AuditLog::open_shared(&config.audit, clock.clone(), shared);
         let (log, recovered) = opened.map_err(StartError::failed)?;
         let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
         let answers =
@@ -162,6 +160,7 @@ impl Service {
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines {
             log,
+            log_began: recovered.began,
             idempotency: answers,
             cache,
             quota,
@@ -377,6 +376,9 @@ impl ServiceInner {
         });
         self.gateway.tasks.spawn_until_stop(operator::keep_history(self.operator_state.clone()));
         self.gateway.tasks.spawn_until_stop(self.reconciler.clone().run());
+        if let Some(replicas) = &self.gateway.replicas {
+            replicas.tasks().spawn_until_stop(self.gateway.clone().keep_shared_writes());
+        }
         self.gateway.tasks.spawn_until_stop(recall_last_uses(self.gateway.clone()));
         let (inner, clock) = (self.clone(), self.gateway.clock.clone());
         self.gateway.tasks.spawn_until_stop(async move {

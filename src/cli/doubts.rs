@@ -19,6 +19,9 @@ use crate::operator::json_cell;
 
 /// Table columns; the last two are unknown for writes read from files.
 const COLUMNS: [&str; 8] = ["request", "time", "caller", "operation", "organization", "path", "looks", "why"];
+/// The same where there are several replicas.
+const COLUMNS_OF_SEVERAL: [&str; 9] =
+    ["request", "time", "replica", "caller", "operation", "organization", "path", "looks", "why"];
 
 /// Lists and settles writes in doubt.
 ///
@@ -129,9 +132,21 @@ impl ListCommand {
         if self.format == Format::Json {
             return Ok(doubts.iter().try_for_each(|doubt| output::json(&Value::Object(doubt.clone()).to_string()))?);
         }
-        let cells: Vec<_> = doubts.iter().map(|doubt| COLUMNS.map(|name| json_cell(doubt.get(name)))).collect();
+        if doubts.iter().any(|doubt| doubt.contains_key("replica")) {
+            self.print_rows(COLUMNS_OF_SEVERAL, doubts)
+        } else {
+            self.print_rows(COLUMNS, doubts)
+        }
+    }
+
+    fn print_rows<const N: usize>(
+        &self,
+        columns: [&str; N],
+        doubts: &[Map<String, Value>],
+    ) -> Result<(), CommandFailure> {
+        let cells: Vec<_> = doubts.iter().map(|doubt| columns.map(|name| json_cell(doubt.get(name)))).collect();
         let rows: Vec<_> = cells.iter().map(|row| row.each_ref().map(String::as_str)).collect();
-        Ok(output::rows(self.format, COLUMNS, &rows)?)
+        Ok(output::rows(self.format, columns, &rows)?)
     }
 }
 

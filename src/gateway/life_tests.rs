@@ -49,6 +49,7 @@ impl Gateway {
             issuers: Vec::new(),
             otel: None,
             replicas: None,
+            log_began: None,
             clock: clock.clone(),
             tasks: Tasks::new(),
         };

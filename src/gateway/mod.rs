@@ -38,3 +38,6 @@ pub use key_log::KeyLogAdapter;
 pub use last_uses::recall_last_uses;
 pub use response::AnswerBody;
 pub use state::{Engines, Gateway};
+pub use write::healing::Unfinished;
+pub use write::leaving::{LeftWrites, leave_writes};
+pub(crate) use write::shared;

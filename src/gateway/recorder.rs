@@ -103,6 +103,14 @@ impl RequestRecorder {
         *self.held_id.id()
     }
 
+    /// Gives the request a new id, before anything was recorded under the old one.
+    pub(crate) fn rename(&mut self) -> RequestId {
+        self.held_id = self.gateway.log.request_ids().make(self.gateway.clock.wall());
+        let id = self.id();
+        self.record().request = Some(id);
+        id
+    }
+
     /// The record so far.
     pub(crate) fn record(&mut self) -> &mut Record<'static> {
         self.record.get_or_insert_with(|| Box::new(Record::new(Kind::Request, self.gateway.clock.wall())))

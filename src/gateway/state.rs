@@ -16,6 +16,7 @@ use super::refusal::Refusal;
 use super::refusal_tally::RefusalTally;
 use super::response::Reply;
 use super::write::order::WriteOrder;
+use super::write::shared::WritesOfAll;
 use crate::audit::{AuditLog, Doubt, HeldRequestId, Recovered};
 use crate::cache::{Cache, Invalidation, SharedFetches};
 use crate::callers::Callers;
@@ -37,6 +38,8 @@ const REFRESH_AHEAD_MAX: usize = 4;
 pub struct Engines {
     /// The audit log.
     pub log: Arc<AuditLog>,
+    /// When the oldest part of it that is left began.
+    pub log_began: Option<Timestamp>,
     /// First answers by idempotency key.
     pub idempotency: IdempotencyStore,
     /// The cache.
@@ -88,6 +91,8 @@ pub struct Gateway {
     /// Where background tasks run.
     pub tasks: Tasks,
     pub(crate) write_order: WriteOrder,
+    /// The writes of all replicas, if there are other replicas.
+    pub(crate) shared_writes: Option<WritesOfAll>,
     /// Permits for fetches that nobody waits for.
     pub(crate) refresh_permits: Arc<Semaphore>,
     /// Work on large bodies.
@@ -99,8 +104,21 @@ impl Gateway {
     /// Makes a gateway with `config` in force.
     #[must_use]
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
-        let Engines { log, idempotency: answers, cache, quota, upstream, issuers, otel, replicas, clock, tasks } =
-            engines;
+        let Engines {
+            log,
+            log_began,
+            idempotency: answers,
+            cache,
+            quota,
+            upstream,
+            issuers,
+            otel,
+            replicas,
+            clock,
+            tasks,
+        } = engines;
+        let log_began = log_began.unwrap_or_else(|| clock.wall());
+        let shared_writes = replicas.as_ref().map(|replicas| WritesOfAll::start(replicas, log_began));
         issuers.iter().for_each(|issuer| issuer.follow(&tasks, &clock));
         let callers = Callers::new(clock.clone(), replicas.clone());
         callers.set_limits(&config.limits);
@@ -122,6 +140,7 @@ impl Gateway {
             clock,
             tasks,
             write_order: WriteOrder::default(),
+            shared_writes,
             refresh_permits: Arc::new(Semaphore::new(REFRESH_AHEAD_MAX)),
             large_work: LargeWork::new(),
             draining: AtomicBool::new(false),

@@ -89,7 +89,7 @@ pub(super) fn unchecked(row: &rusqlite::Row<'_>) -> rusqlite::Result<KeyRow> {
 }
 
 /// Header fields as `name: value` lines. A value contains no line break (RFC 9110, section 5.5).
-fn head(headers: &HeaderMap) -> Vec<u8> {
+pub(super) fn head(headers: &HeaderMap) -> Vec<u8> {
     headers.iter().fold(Vec::new(), |mut lines, (name, value)| {
         lines.extend_from_slice(name.as_str().as_bytes());
         lines.extend_from_slice(b": ");
@@ -99,7 +99,7 @@ fn head(headers: &HeaderMap) -> Vec<u8> {
     })
 }
 
-fn headers(lines: &[u8]) -> Option<HeaderMap> {
+pub(super) fn headers(lines: &[u8]) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let colon = line.windows(2).position(|pair| pair == b": ")?;

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{EarlierUse, KeyedWrite, WriteEnd};
+use super::{EarlierUse, EndedKey, FirstAnswer, KeyedWrite, WriteEnd};
 use crate::ids::{Fingerprint, RequestId};
 
 /// What a row counts for besides its answer, in bytes.
@@ -119,6 +119,14 @@ pub(super) enum KeyLookup {
     OnDisk { first: RequestId, done: bool },
     /// The key is unknown, but its caller has no room for another key.
     NoRoom,
+}
+
+/// Where the answer to an ended write is.
+#[derive(Debug)]
+pub(super) enum KeptAnswer {
+    /// Here, if one is kept at all.
+    InMemory(Option<FirstAnswer>),
+    OnDisk,
 }
 
 #[derive(Debug)]
@@ -237,6 +245,32 @@ impl KeyTable {
             self.remove(key);
         }
         is_match
+    }
+
+    /// All keys whose writes have ended.
+    pub(super) fn ended(&self) -> Vec<EndedKey> {
+        let ended = |(key, entry): (&Fingerprint, &KeyEntry)| {
+            let (time_ms, done) = match &entry.state {
+                KeyState::Running => return None,
+                KeyState::Waiting(row) => (row.time_ms, row.ended.done),
+                KeyState::Kept { time_ms, done, .. } => (*time_ms, *done),
+            };
+            let keyed =
+                KeyedWrite { key: *key, write: entry.write, request: entry.request()?, caller: entry.caller.clone() };
+            Some(EndedKey { keyed, done, time_ms })
+        };
+        self.entries.iter().filter_map(ended).collect()
+    }
+
+    /// Where the answer to this request is, if its write has ended and used the key.
+    pub(super) fn ended_answer(&self, key: &Fingerprint, first: &RequestId) -> Option<KeptAnswer> {
+        let entry = self.entries.get(key).filter(|entry| entry.request().as_ref() == Some(first))?;
+        match &entry.state {
+            KeyState::Running => None,
+            KeyState::Waiting(row) => Some(KeptAnswer::InMemory(row.ended.answer.clone())),
+            KeyState::Kept { answered: true, .. } => Some(KeptAnswer::OnDisk),
+            KeyState::Kept { .. } => Some(KeptAnswer::InMemory(None)),
+        }
     }
 
     pub(super) fn waiting(&self) -> Vec<Arc<KeyRow>> {

@@ -31,7 +31,7 @@ use crate::clock::Clock;
 use crate::config::{AuditConfig, Limits};
 use crate::ids::{Fingerprint, RequestId};
 
-use key_table::{KeyLookup, KeyRow, StoreBounds};
+use key_table::{KeptAnswer, KeyLookup, KeyRow, StoreBounds};
 use store_thread::{StoreHandle, StoreJob, StoreThread};
 
 /// How long a start waits until all keys are known. After that, writes with keys are refused until they are.
@@ -61,6 +61,31 @@ pub struct FirstAnswer {
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
+}
+
+impl FirstAnswer {
+    /// The header fields as `name: value` lines.
+    #[must_use]
+    pub fn head(&self) -> Vec<u8> {
+        database_rows::head(&self.headers)
+    }
+
+    /// The answer of this status, these header fields and this body; `None` if they cannot be those of an answer.
+    #[must_use]
+    pub fn of_parts(status: u16, head: &[u8], body: Bytes) -> Option<Self> {
+        Some(Self { status: StatusCode::from_u16(status).ok()?, headers: database_rows::headers(head)?, body })
+    }
+}
+
+/// A key whose write has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndedKey {
+    /// The write.
+    pub keyed: KeyedWrite,
+    /// Whether it took effect.
+    pub done: bool,
+    /// When it ended, in milliseconds of wall time.
+    pub time_ms: i64,
 }
 
 /// How a write with a key ended.
@@ -246,6 +271,33 @@ impl IdempotencyStore {
         }
     }
 
+    /// The keys of all writes that have ended. `None` until all keys are known.
+    #[must_use]
+    pub fn ended(&self) -> Option<Vec<EndedKey>> {
+        let shared = &self.handle.shared;
+        shared.ready.load(Ordering::SeqCst).then(|| shared.keys().ended())
+    }
+
+    /// The answer that is kept for this key, if this request's write has used it.
+    pub async fn answer(&self, key: Fingerprint, first: RequestId) -> Option<FirstAnswer> {
+        let kept = self.handle.shared.keys().ended_answer(&key, &first)?;
+        match kept {
+            KeptAnswer::InMemory(answer) => answer,
+            KeptAnswer::OnDisk => {
+                let (reply, answer) = oneshot::channel();
+                self.handle.ask(StoreJob::Read { key, first, reply }, answer).await.flatten().ok().flatten()
+            }
+        }
+    }
+
+    /// Keeps how a write of another replica ended, unless something newer is known of its key. Returns whether it is kept. Call
+    /// [`IdempotencyStore::close`] to have it on disk.
+    #[must_use]
+    pub fn add_end(&self, keyed: KeyedWrite, ended: WriteEnd) -> bool {
+        let time_ms = self.handle.shared.time.now_ms();
+        self.handle.shared.keys().add_end(KeyRow { keyed, ended, time_ms })
+    }
+
     /// Frees the key, because its write did not take effect.
     pub async fn settle_not_done(&self, key: Fingerprint, request: RequestId) {
         if self.handle.shared.keys().forget_not_done(&key, &request) {
@@ -297,15 +349,20 @@ impl KeyClaim {
         self.keyed.key
     }
 
+    /// What is kept of a write that ended like this: no answer that is too large. `None`: nothing was done and nothing is left, so the
+    /// write may be sent again.
+    #[must_use]
+    pub fn kept(&self, mut ended: WriteEnd) -> Option<WriteEnd> {
+        let most = usize::try_from(self.handle.shared.bounds.answer_bytes()).unwrap_or(usize::MAX);
+        ended.answer = ended.answer.filter(|answer| database_rows::weight(answer) <= most);
+        (ended.done || ended.answer.is_some()).then_some(ended)
+    }
+
     /// Keeps how the write ended. When this returns it is on disk, or, while the disk is failing, in memory until the
     /// disk is back; meanwhile no further write with a key may go on.
-    pub async fn end(mut self, mut ended: WriteEnd) {
+    pub async fn end(mut self, ended: WriteEnd) {
         let shared = self.handle.shared.clone();
-        let most = usize::try_from(shared.bounds.answer_bytes()).unwrap_or(usize::MAX);
-        ended.answer = ended.answer.filter(|answer| database_rows::weight(answer) <= most);
-        if !ended.done && ended.answer.is_none() {
-            return; // nothing was done, so the write may be sent again
-        }
+        let Some(ended) = self.kept(ended) else { return };
         self.ended = true;
         let row = KeyRow { keyed: self.keyed.clone(), ended, time_ms: shared.time.now_ms() };
         shared.keys().end(Arc::new(row));

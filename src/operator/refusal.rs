@@ -67,6 +67,8 @@ pub(super) enum OperatorRefusal {
     CannotRecord,
     /// The other replicas could not be told yet.
     OthersNotTold,
+    /// What the replicas share is out of reach.
+    NoEngine,
     Query(QueryError),
     NoRecord {
         newest: u64,
@@ -144,6 +146,9 @@ impl OperatorRefusal {
             Self::NoRoom => (StatusCode::SERVICE_UNAVAILABLE, "no-room", "Too many large answers under way"),
             Self::OthersNotTold => {
                 (StatusCode::SERVICE_UNAVAILABLE, "others-not-told", "The other replicas do not know of it yet")
+            }
+            Self::NoEngine => {
+                (StatusCode::SERVICE_UNAVAILABLE, "no-engine", "The replicas' database cannot be reached")
             }
             Self::CannotRecord => (StatusCode::SERVICE_UNAVAILABLE, "cannot-record", "The log cannot record this"),
             Self::Query(QueryError::TooLong) => {
@@ -241,6 +246,10 @@ impl OperatorRefusal {
             Self::NoRoom => "Other large answers are still being read. Ask for less with `limit`, or try again.".to_owned(),
             Self::OthersNotTold => {
                 "It was done here. The other replicas do it as soon as the database that they share can be reached; /replicas says why it cannot."
+                    .to_owned()
+            }
+            Self::NoEngine => {
+                "The database that the replicas share decides which verdict counts, and it does not answer. Nothing is settled here; try again soon. /replicas says why."
                     .to_owned()
             }
             Self::CannotRecord => "Nothing was done, because it could not be recorded. /readyz?verbose says why.".to_owned(),

@@ -4,6 +4,7 @@
 //!
 //! This is a task of its own; no request calls it. It learns from the log which writes are in doubt.
 
+pub mod elsewhere;
 mod evidence;
 mod look;
 pub mod settle;
@@ -55,7 +56,7 @@ impl Reconciler {
 
     /// Runs for as long as the service does.
     pub async fn run(self: Arc<Self>) {
-        tokio::join!(self.watch(), self.look());
+        tokio::join!(self.watch(), self.look(), self.learn());
     }
 
     /// What was tried for this doubt.
@@ -88,6 +89,15 @@ impl Reconciler {
         }
     }
 
+    /// Learns what became of doubts at other replicas, also while a look takes long.
+    async fn learn(&self) {
+        let clock = &self.gateway.clock;
+        while self.gateway.shared_writes.is_some() {
+            elsewhere::learn(&self.gateway).await;
+            clock.sleep_until(clock.now() + ROUND).await;
+        }
+    }
+
     /// Sends looks, one at a time.
     async fn look(&self) {
         let clock = &self.gateway.clock;
@@ -109,6 +119,9 @@ impl Reconciler {
     /// The reason, if it is not.
     async fn look_if_due(&self, policy: &Policy, doubt: &Doubt) -> Result<(), DoubtReason> {
         let plan = LookPlan::of(policy, doubt)?;
+        if self.gateway.shared_writes.as_ref().is_some_and(|shared| shared.is_elsewhere(doubt.intent)) {
+            return Err(DoubtReason::Elsewhere);
+        }
         let Some(watched) = self.watched().get(&doubt.intent).copied() else { return Ok(()) };
         let cache = &policy.config.cache;
         let too_late = watched.may_look(&self.gateway, cache)?;

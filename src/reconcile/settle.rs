@@ -5,10 +5,16 @@ use std::sync::Arc;
 use crate::audit::{CannotRecord, Doubt, Kind, Peer, Record};
 use crate::cache::Invalidation;
 use crate::gateway::Gateway;
+use crate::gateway::shared::shared_doubt;
 use crate::idempotency::KeyedWrite;
 use crate::ids::KeyId;
 use crate::process_log::ALWAYS;
+use crate::replicas::engine::EngineError;
+use crate::replicas::writes::{SharedEnd, SharedVerdict};
 use crate::vocabulary::Outcome;
+
+/// How often a verdict is given to the engine, which may have to hear first that the write is in doubt.
+const ATTEMPTS: usize = 2;
 
 /// The verdict on a write, and where it comes from.
 #[derive(Clone, Debug)]
@@ -34,19 +40,35 @@ pub enum NotSettled {
     NoDoubt,
     /// The settlement could not be written to disk.
     CannotRecord,
+    /// The database that the replicas share could not be told, and without it no verdict counts.
+    NoEngine,
 }
 
 /// Settles the doubt with this intent. When it returns, the settlement is on disk, identical writes are no longer held, and the cache
 /// finds nothing that was read before.
 pub async fn settle(gateway: &Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
     // In a task of its own: if the caller hangs up, a settlement that is queued for the disk must not be claimed again.
-    let task = gateway.tasks.spawn(claim_and_settle(gateway.clone(), intent, verdict));
+    let task = gateway.tasks.spawn(claim_and_settle(gateway.clone(), intent, verdict, false));
     task.await.unwrap_or(Err(NotSettled::CannotRecord))
 }
 
-async fn claim_and_settle(gateway: Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
+/// Records a verdict that counts for all replicas already.
+pub(super) async fn settle_as_told(gateway: &Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
+    let task = gateway.tasks.spawn(claim_and_settle(gateway.clone(), intent, verdict, true));
+    task.await.unwrap_or(Err(NotSettled::CannotRecord))
+}
+
+async fn claim_and_settle(
+    gateway: Arc<Gateway>,
+    intent: u64,
+    verdict: Settlement,
+    counts: bool,
+) -> Result<(), NotSettled> {
     let claim = gateway.log.doubts().claim(intent).ok_or(NotSettled::NoDoubt)?;
     let doubt = claim.doubt().clone();
+    if !counts {
+        Box::pin(decide(&gateway, &doubt, &verdict)).await?;
+    }
     let keyed = keyed_write(&doubt);
     if let Some(keyed) = keyed.clone().filter(|_| verdict.done) {
         // Before the settlement, because after it the doubt no longer holds the key.
@@ -83,6 +105,41 @@ async fn claim_and_settle(gateway: Arc<Gateway>, intent: u64, verdict: Settlemen
         claim.keep();
     }
     recorded.map(drop).map_err(|_cannot| NotSettled::CannotRecord)
+}
+
+/// The verdict as all replicas know it, if there are any.
+pub(super) fn shared_verdict(gateway: &Gateway, verdict: &Settlement) -> Option<SharedVerdict> {
+    Some(SharedVerdict {
+        done: verdict.done,
+        operator: verdict.operator.clone(),
+        replica: gateway.replicas.as_ref()?.name().clone(),
+        note: verdict.detail.clone(),
+        upstream_status: verdict.upstream_status,
+    })
+}
+
+/// Makes this verdict on a doubt of this log the one that counts for all replicas.
+///
+/// # Errors
+/// Another one counts already, or the engine does not answer.
+async fn decide(gateway: &Gateway, doubt: &Doubt, verdict: &Settlement) -> Result<(), NotSettled> {
+    let (Some(shared), Some(verdict)) = (&gateway.shared_writes, shared_verdict(gateway, verdict)) else {
+        return Ok(());
+    };
+    let write = shared_doubt(&gateway.log, doubt);
+    let unreachable = |_error: EngineError| NotSettled::NoEngine;
+    for _ in 0..ATTEMPTS {
+        match shared.writes.settle(write.id, &verdict).await.map_err(unreachable)? {
+            Some((_, true)) => return Ok(()),
+            Some((known, false)) if known.has_ended() => return Err(NotSettled::NoDoubt),
+            Some((_, false)) => shared.writes.doubt_own(&[write.id]).await.map_err(unreachable)?,
+            None => {
+                let row = (Arc::new(write.clone()), SharedEnd::IN_DOUBT);
+                shared.writes.restore(&[row]).await.map_err(unreachable)?;
+            }
+        }
+    }
+    Err(NotSettled::NoEngine)
 }
 
 /// The write with its idempotency key, if it has one.

@@ -34,11 +34,13 @@ pub enum DoubtReason {
     Failed,
     /// No look proved anything.
     GivenUp,
+    /// Another replica has adopted it.
+    Elsewhere,
 }
 
 impl DoubtReason {
     /// All reasons.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Unprovable,
         Self::Off,
         Self::Early,
@@ -48,6 +50,7 @@ impl DoubtReason {
         Self::Unproved,
         Self::Failed,
         Self::GivenUp,
+        Self::Elsewhere,
     ];
 
     /// Text for operators.
@@ -63,6 +66,7 @@ impl DoubtReason {
             Self::Unproved => "the last look proved nothing",
             Self::Failed => "the last look had no good answer",
             Self::GivenUp => "a day of looks proved nothing",
+            Self::Elsewhere => "another replica looks after it",
         }
     }
 }

@@ -18,6 +18,7 @@ mod settings;
 pub mod setup;
 pub mod records;
 pub mod shipping;
+pub mod writes;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -89,6 +90,7 @@ pub struct Replicas {
     described: Mutex<(String, String)>,
     trouble: Mutex<Option<String>>,
     counters: ReplicaCounters,
+    tasks: Tasks,
 }
 
 impl Replicas {
@@ -119,6 +121,7 @@ impl Replicas {
             described: Mutex::new((version.to_owned(), String::new())),
             trouble: Mutex::default(),
             counters: ReplicaCounters::default(),
+            tasks: tasks.clone(),
         });
         tasks.spawn_until_stop(BeatSender::new(replicas.clone()).run());
         tasks.spawn_until_stop(replicas.clone().hear_fences(announced));
@@ -156,6 +159,12 @@ impl Replicas {
     #[must_use]
     pub const fn config(&self) -> &ReplicasConfig {
         &self.config
+    }
+
+    /// Where what speaks with the engine runs: until all requests are done.
+    #[must_use]
+    pub const fn tasks(&self) -> &Tasks {
+        &self.tasks
     }
 
     /// The engine.

@@ -16,7 +16,7 @@ create table if not exists mg.write (
   time timestamptz not null,
   state "char" not null default 'u',  -- u under way, d in doubt, e ended, n not sent (and nothing is left to remember)
   done bool, status smallint, head bytea, body bytea, ended timestamptz,
-  settled_by text, note text, upstream_status int);
+  settled_by text, settled_at text, note text, upstream_status int);
 create unique index if not exists write_key on mg.write (key) where key is not null and state <> 'n';
 create unique index if not exists write_request on mg.write (request) where state in ('u', 'd');
 create index if not exists write_doubt on mg.write (caller, fingerprint) where state = 'd';
@@ -62,6 +62,7 @@ create unlogged table if not exists mg.bucket (
 create unlogged table if not exists mg.turn (
   path text, ticket bigint generated always as identity, held bool not null default false, replica text not null,
   incarnation uuid not null, primary key (path, ticket));
+create unique index if not exists turn_held on mg.turn (path) where held;
 
 -- One beat of a replica: it lives, and has applied the fences up to `done`. Answers with those after that, or says that it
 --   joined:  it must fence everything before it counts a lease;

@@ -6,6 +6,7 @@
 
 pub(super) mod field_values;
 pub(super) mod key_guard;
+mod write_ids;
 
 use std::fmt;
 use std::fs;
@@ -22,6 +23,9 @@ use crate::hash;
 use crate::private_files;
 
 const KEY_BYTES: usize = 32;
+/// What is wrong if the replicas' key is not the log's.
+const NOT_SHARED: &str = "is not the key in replicas.key_file (`makegate replicas init` beside this log makes that file from it; a replica with \
+                          another log needs an audit.dir of its own)";
 /// What is wrong with a key file that does not exist.
 const MISSING: &str = "is missing";
 /// The key, and the name by which segments refer to it.
@@ -68,7 +72,7 @@ pub(super) fn read(path: &Path) -> io::Result<Result<[u8; KEY_BYTES], &'static s
     Ok(bytes.try_into().map_err(|_| "is damaged (it should hold 32 bytes)"))
 }
 
-/// The log's key; a new log gets a new one. If an operator allows it, or the log is from a version that did not name
+/// The log's key; a new log gets a new one, or `shared`, the one that all replicas have. If an operator allows it, or the log is from a version that did not name
 /// its key, the log continues with the existing key, or with a new one if there is none. An event records this,
 /// because fingerprints made with different keys never match.
 pub(crate) fn open(
@@ -76,13 +80,24 @@ pub(crate) fn open(
     clock: &Clock,
     start: &mut ResumePoint,
     recovered: &Recovered,
+    shared: Option<[u8; KEY_BYTES]>,
 ) -> Result<(FingerprintKey, Option<Record<'static>>), OpenError> {
     let path = path(dir);
-    let found = read(&path).map_err(with_context("cannot read", &path))?.map(FingerprintKey::new);
+    let own = read(&path).map_err(with_context("cannot read", &path))?;
+    // Another key in the file would be used again once there are no replicas any more.
+    let found = shared.map_or(own, Ok).map(FingerprintKey::new);
     let known = start.fingerprint_key.as_ref();
     let is_new = recovered.records == 0;
     let why = match &found {
-        Ok(key) if known.is_none_or(|known| *known == key.name) => None,
+        // A log that does not name its key was written with the one in its file.
+        Ok(key)
+            if known.map_or(is_new || own.is_ok_and(|own| own == key.bytes) || shared.is_none(), |known| {
+                *known == key.name
+            }) =>
+        {
+            None
+        }
+        Ok(_) if shared.is_some() => Some(NOT_SHARED),
         Ok(_) => Some("is not the key that this log was written with"),
         Err(why) => Some(*why),
     };
@@ -111,6 +126,9 @@ pub(crate) fn open(
             return Err(OpenError::FingerprintKey { path, why: why.unwrap_or("is damaged"), may_forget });
         }
     };
+    if shared.is_some() && own != Ok(key.bytes) {
+        write(&path, &key.bytes).map_err(with_context("cannot write", &path))?;
+    }
     // All fingerprints in a segment are made with the key that it names, so another key needs a new segment.
     start.resume.take_if(|(_, opening)| opening.fingerprint_key.as_ref() != Some(&key.name));
     Ok((key, event))
@@ -147,7 +165,7 @@ mod tests {
             resume: Some((1, opening)),
             ..ResumePoint::default()
         };
-        let opened = open(dir, &Clock::system(), &mut start, &Recovered { records, ..Recovered::default() });
+        let opened = open(dir, &Clock::system(), &mut start, &Recovered { records, ..Recovered::default() }, None);
         if let Ok((key, _)) = &opened {
             assert_eq!(start.resume.is_some(), known == Some(&*key.name), "a different key starts a new segment");
         }

@@ -78,6 +78,15 @@ impl Drop for WaitingWriter {
     }
 }
 
+/// What the log of one of several replicas shares with theirs.
+#[derive(Clone, Copy)]
+pub struct SharedLog {
+    /// The key of fingerprints.
+    pub key: [u8; 32],
+    /// How long the table keeps the records that are shipped to it.
+    pub keep: Duration,
+}
+
 /// The log: journal of writes and audit trail of requests in one.
 pub struct AuditLog {
     pub(crate) shared: Arc<LogShared>,
@@ -93,6 +102,18 @@ impl AuditLog {
         Self::open_on(settings, clock, Arc::new(MachineDisk))
     }
 
+    /// Like [`AuditLog::open`], for one of several replicas.
+    ///
+    /// # Errors
+    /// As [`AuditLog::open`]; or the log was written with another key.
+    pub fn open_shared(
+        settings: &config::AuditConfig,
+        clock: Clock,
+        shared: Option<SharedLog>,
+    ) -> Result<(Arc<Self>, Recovered), OpenError> {
+        Self::open_with(settings, clock, Arc::new(MachineDisk), shared)
+    }
+
     /// Like [`AuditLog::open`], on the given disk.
     ///
     /// # Errors
@@ -105,30 +126,18 @@ impl AuditLog {
         Self::open_with(settings, clock, disk, None)
     }
 
-    /// Like [`AuditLog::open`], for a log whose records are shipped to a table that keeps them so long.
-    ///
-    /// # Errors
-    /// As [`AuditLog::open`].
-    pub fn open_to_ship(
-        settings: &config::AuditConfig,
-        clock: Clock,
-        keep: Duration,
-    ) -> Result<(Arc<Self>, Recovered), OpenError> {
-        Self::open_with(settings, clock, Arc::new(MachineDisk), Some(keep))
-    }
-
     fn open_with(
         settings: &config::AuditConfig,
         clock: Clock,
         disk: Arc<dyn Disk>,
-        ship_keep: Option<Duration>,
+        replica: Option<SharedLog>,
     ) -> Result<(Arc<Self>, Recovered), OpenError> {
         let dir = &settings.dir;
         let lock: Arc<File> = disk::lock_folder(dir)?.into();
         let (mut start, recovered) = recover::recover(dir)?;
-        let (key, event) = fingerprints::open(dir, &clock, &mut start, &recovered)?;
+        let (key, event) = fingerprints::open(dir, &clock, &mut start, &recovered, replica.map(|replica| replica.key))?;
         let (heads, opened) = Heads::open(dir, settings.head, &start)?;
-        let shipped = ShippedMark::new(ship_keep);
+        let shipped = ShippedMark::new(replica.map(|replica| replica.keep));
         let shared = Arc::new(LogShared::new(settings, clock, start.tree.clone(), heads, key.clone(), shipped));
         shared.disk_usage.refresh(dir, shared.clock.now()); // no scrape finds it missing, however long the index takes
         recovered.doubts.iter().for_each(|doubt| shared.doubts.add(doubt.clone()));

@@ -345,7 +345,7 @@ impl LogWriter {
             // Its write has ended on disk: whoever learns that may use the id again.
             entry.name = None;
         }
-        if matches!(entry.record.kind, Some(Kind::Intent | Kind::Settlement)) {
+        if matches!(entry.record.kind, Some(Kind::Intent | Kind::Settlement)) || entry.record.adopted.is_some() {
             self.shared.doubts.apply(&entry.record, entry.doubt_room.take());
         }
         let was_received = entry.ack.is_some_and(|ack| ack.send(Ok(entry.record.seq)).is_ok());

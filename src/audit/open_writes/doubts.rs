@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use super::doubt_room::DoubtRoom;
 use super::request_ids::{HeldRequestId, RequestIds};
 use super::{OpenWrite, OpenWrites, WriteChange};
-use crate::audit::record::Record;
 use crate::audit::record::field_hashes::FieldHashes;
 use crate::audit::record::text::{Text, lenient};
+use crate::audit::record::{AdoptedWrite, Record};
 use crate::ids::{Fingerprint, RequestId};
 use crate::process_log::ALWAYS;
 use crate::shares::HeldShare;
@@ -26,7 +26,7 @@ pub struct Doubt {
     pub intent: u64,
     /// The request id, which is the write's name for people.
     pub request: RequestId,
-    /// When its intent was recorded.
+    /// When its intent was recorded, by the replica that sent it.
     #[serde(deserialize_with = "read_in_micros")]
     pub time: Timestamp,
     /// The caller's name.
@@ -47,16 +47,19 @@ pub struct Doubt {
     /// Hashes by which its effect can be recognized upstream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub marks: Option<FieldHashes>,
+    /// If another replica sent it: which of that replica's writes it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Box<AdoptedWrite>>,
 }
 
 impl Doubt {
-    /// The doubt that this intent would become.
+    /// The doubt that this intent would become, or that this event `adopted` tells of.
     pub(crate) fn of(record: &Record<'_>) -> Option<Self> {
         let text = |value: &Option<Text<'_>>| value.as_ref().map(Text::shared).unwrap_or_default();
         Some(Self {
             intent: record.seq,
             request: record.request?,
-            time: in_micros(record.time),
+            time: in_micros(record.adopted.as_ref().map_or(record.time, |adopted| adopted.time)),
             caller: text(&record.caller),
             operation: text(&record.operation),
             organization: record.organization,
@@ -64,6 +67,7 @@ impl Doubt {
             fingerprint: record.fingerprint,
             idempotency: record.idempotency,
             marks: record.marks.clone(),
+            adopted: record.adopted.clone(),
         })
     }
 
@@ -273,7 +277,7 @@ impl Doubts {
         })
     }
 
-    /// Applies a record: an intent (with its room) or a settlement that is on disk, an outcome that is about to be
+    /// Applies a record: an intent (with its room), an event `adopted` or a settlement that is on disk, an outcome that is about to be
     /// recorded. Returns whether it changed anything.
     pub(crate) fn apply(&self, record: &Record<'_>, room: Option<HeldShare>) -> bool {
         self.apply_to(&mut self.open(), record, room)
@@ -286,6 +290,14 @@ impl Doubts {
             Some(WriteChange::Begun(write)) => {
                 let request_id = self.request_ids.hold(write.request);
                 held.insert(write.intent, OpenWriteHold { _request_id: request_id, _room: room });
+            }
+            Some(WriteChange::Adopted(doubt)) => {
+                let request_id = self.request_ids.hold(doubt.request);
+                let room = room.or_else(|| Some(self.room.hold(&doubt.caller)));
+                held.insert(doubt.intent, OpenWriteHold { _request_id: request_id, _room: room });
+                doubt.log_in_doubt("this replica looks after a write in doubt of another");
+                index(by_fingerprint, doubt);
+                self.added.notify_one();
             }
             Some(WriteChange::InDoubt(doubt)) => {
                 doubt.log_in_doubt("nobody knows whether a write took effect: it is in doubt");

@@ -16,6 +16,8 @@ use crate::vocabulary::Outcome;
 
 /// The event recorded when a start finds a write without an outcome.
 pub(crate) const RECOVERED: &str = "recovered";
+/// The event recorded when this replica takes over a write in doubt of another. It stands for the write's intent here.
+pub(crate) const ADOPTED: &str = "adopted";
 
 /// A write without an end, as a segment's first record lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,8 @@ pub(crate) struct OpenWrites {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WriteStep {
     Begin,
+    /// A write of another replica becomes a doubt of this one.
+    Adopt,
     InDoubt,
     End,
     Settle,
@@ -49,7 +53,11 @@ impl WriteStep {
             Kind::Outcome if record.outcome == Some(Outcome::InDoubt) => Some(Self::InDoubt),
             Kind::Outcome => Some(Self::End),
             Kind::Settlement => Some(Self::Settle),
-            Kind::Event => (record.event.as_deref() == Some(RECOVERED)).then_some(Self::InDoubt),
+            Kind::Event => match record.event.as_deref()? {
+                RECOVERED => Some(Self::InDoubt),
+                ADOPTED => record.adopted.is_some().then_some(Self::Adopt),
+                _ => None,
+            },
             Kind::Request | Kind::Refusals => None,
         }
     }
@@ -58,6 +66,8 @@ impl WriteStep {
 /// What a record has changed.
 pub(crate) enum WriteChange<'w> {
     Begun(&'w Doubt),
+    /// In doubt from its first record here on.
+    Adopted(&'w Doubt),
     InDoubt(&'w Doubt),
     Closed(Doubt),
 }
@@ -110,9 +120,11 @@ impl OpenWrites {
     /// Applies a record. Returns what changed, if anything.
     pub(crate) fn apply(&mut self, record: &Record<'_>) -> Option<WriteChange<'_>> {
         let (step, request) = WriteStep::of(record).zip(record.request)?;
-        if step == WriteStep::Begin {
-            self.insert(OpenWrite { in_doubt: false, doubt: Doubt::of(record)? });
-            return self.get(record.seq).map(|write| WriteChange::Begun(&write.doubt));
+        if let WriteStep::Begin | WriteStep::Adopt = step {
+            let in_doubt = step == WriteStep::Adopt;
+            self.insert(OpenWrite { in_doubt, doubt: Doubt::of(record)? });
+            let doubt = &self.get(record.seq)?.doubt;
+            return Some(if in_doubt { WriteChange::Adopted(doubt) } else { WriteChange::Begun(doubt) });
         }
         let intent = self.of(record.intent, &request, step == WriteStep::Settle)?.doubt.intent;
         if step == WriteStep::InDoubt {

@@ -5,11 +5,11 @@ use serde_json::{Map, Value};
 use crate::ids::escape_invisible_in_lines;
 
 /// The columns: every field of a record, in the order of the documentation.
-pub const COLUMNS: [&str; 37] = [
+pub const COLUMNS: [&str; 38] = [
     "seq", "time", "kind", "intent", "request", "caller", "key", "credential", "operator", "peer", "operation",
     "organization", "method", "path", "query", "fields", "status", "answer", "refusal", "filled_by", "attempts",
     "spent", "upstream_status", "outcome", "quota_wait_us", "duration_us", "bytes", "trace", "event", "detail",
-    "fingerprint", "idempotency", "marks", "count", "codes", "first", "last",
+    "fingerprint", "idempotency", "marks", "adopted", "count", "codes", "first", "last",
 ];
 
 /// The header row, without its line ending.
@@ -55,7 +55,7 @@ mod tests {
         assert_eq!(
             row,
             r#"7,,,,,'=cmd|' /C calc'!A0,,,,,,,,"/a,b","{""q"":""x""}",,,,,,,,,,,,,,,"say ""hi""
-there",,,,,,,"#
+there",,,,,,,,"#
         );
         for text in ["+1", "-1", "@x", "\tx"] {
             assert_eq!(csv_cell(text), format!("'{text}"));

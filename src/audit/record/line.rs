@@ -166,6 +166,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
+    use crate::audit::record::AdoptedWrite;
     use crate::audit::{CountedRefusals, FieldHashes, Kind, Peer};
     use crate::hash;
     use crate::ids::{Fingerprint, KeyId, RequestId, is_invisible};
@@ -205,6 +206,11 @@ mod tests {
             fingerprint: Some(Fingerprint::of(&hash::hmac_key(b"key"), &[])),
             idempotency: Some(Fingerprint::of(&hash::hmac_key(b"key"), &[])),
             marks: Some(FieldHashes::new([("name".into(), Fingerprint::of(&hash::hmac_key(b"key"), &[]))]).unwrap()),
+            adopted: Some(Box::new(AdoptedWrite {
+                id: Fingerprint::of(&hash::hmac_key(b"key"), &[]),
+                replica: "makegate-1".into(),
+                time: "2026-07-01T11:58:00Z".parse().unwrap(),
+            })),
             counted: Some(Box::new(CountedRefusals {
                 count: 3,
                 codes: vec![("MG111".into(), 2), ("MG112".into(), 1)],
@@ -232,6 +238,7 @@ mod tests {
             r#""outcome":"done","quota_wait_us":1500,"duration_us":73000,"bytes":512,"#,
             r#""trace":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","event":"example","#,
             r#""detail":"says \"hi\"\u000a\u001b[31m\u202e\u0085é","fingerprint":"FINGERPRINT","idempotency":"FINGERPRINT","marks":{"name":"FINGERPRINT"},"#,
+            r#""adopted":{"id":"FINGERPRINT","replica":"makegate-1","time":"2026-07-01T11:58:00.000000Z"},"#,
             r#""count":3,"codes":{"MG111":2,"MG112":1},"first":"2026-07-01T11:59:00.000000Z","last":"2026-07-01T11:59:59.250000Z"}"#,
         );
         let fingerprint = Fingerprint::of(&hash::hmac_key(b"key"), &[]).to_string();

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::Method;
 use jiff::Timestamp;
@@ -105,6 +106,18 @@ pub struct CountedRefusals {
     pub last: Timestamp,
 }
 
+/// A write of another replica, which this one looks after from now on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptedWrite {
+    /// Its id over all replicas.
+    pub id: Fingerprint,
+    /// The replica that it was under way at.
+    pub replica: Arc<str>,
+    /// When its intent was recorded there.
+    #[serde(serialize_with = "line::micros", deserialize_with = "line::read_micros")]
+    pub time: Timestamp,
+}
+
 /// A record: one line of the log. A field that does not apply is `None` and is left out of the line.
 ///
 /// Reading a line takes only what the log itself needs, without copying. A word or an id that this version cannot
@@ -119,8 +132,8 @@ pub struct Record<'l> {
     /// What it is about. `None` if a newer makegate wrote it.
     #[serde(deserialize_with = "lenient")]
     pub kind: Option<Kind>,
-    /// On outcomes, settlements and the event `recovered`: the sequence number of the write's intent. This links
-    /// them; a request id only labels the write and may have been used before.
+    /// On outcomes, settlements and the event `recovered`: the sequence number of the write's intent, or of the event
+    /// `adopted`. This links them; a request id only labels the write and may have been used before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intent: Option<u64>,
     /// The request id. Intents, outcomes and settlements always have one.
@@ -201,15 +214,18 @@ pub struct Record<'l> {
     /// An event's description or a settlement's note.
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub detail: Option<Box<str>>,
-    /// On intents: the fingerprint that equal writes share.
+    /// On intents and the event `adopted`: the fingerprint that equal writes share.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
-    /// On intents: the caller's idempotency key, as a keyed hash.
+    /// On intents and the event `adopted`: the caller's idempotency key, as a keyed hash.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub idempotency: Option<Fingerprint>,
-    /// On intents: hashes by which the write's effect can be recognized upstream.
+    /// On intents and the event `adopted`: hashes by which the write's effect can be recognized upstream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub marks: Option<FieldHashes>,
+    /// On the event `adopted`: which write it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Box<AdoptedWrite>>,
     /// On [`Kind::Refusals`]: what was counted.
     #[serde(flatten, skip_deserializing)]
     pub counted: Option<Box<CountedRefusals>>,

@@ -115,7 +115,7 @@ fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
 }
 
 /// Replays the first answer.
-fn replay(first: RequestId, ended: WriteEnd) -> Result<EarlierWrite, Refusal> {
+pub(super) fn replay(first: RequestId, ended: WriteEnd) -> Result<EarlierWrite, Refusal> {
     let outcome = if ended.done { Outcome::Done } else { Outcome::Rejected };
     let FirstAnswer { status, mut headers, body } = ended.answer.ok_or(Refusal::AnswerNotKept { first })?;
     headers.insert(REPLAYED, HeaderValue::from_static("true"));

@@ -1,9 +1,12 @@
 //! Steps 8 to 12 of a write: check for an earlier one, wait for quota, intend, forward, settle. From the intent on, a write runs in its
 //! own task, so that its outcome is recorded even if the caller hangs up (promise 12).
 
+pub(crate) mod healing;
 mod idempotency;
+pub(crate) mod leaving;
 pub(crate) mod order;
 mod precondition;
+pub(crate) mod shared;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -27,10 +30,12 @@ use crate::gateway::state::Gateway;
 use crate::gateway::tags;
 use crate::idempotency::KeyClaim;
 use crate::process_log::ALWAYS;
+use crate::replicas::writes::{NotIntended, SharedEnd};
 use crate::upstream::{AttemptError, ProxyError};
 use crate::vocabulary::{Answer, Outcome};
-use order::WriteTurn;
+use order::HeldTurns;
 use precondition::Precondition;
+use shared::{EarlierAnywhere, IntendedAnywhere, OUT_OF_REACH, end_of, find_earlier_anywhere, why_not_intended};
 
 /// How long a caller waits for its write's outcome to reach the disk. If that takes longer, it is written once the disk is back.
 const OUTCOME_WAIT: Duration = Duration::from_secs(1);
@@ -45,10 +50,10 @@ type EndedWrite = (Result<Reply, Refusal>, Option<Outcome>);
 pub(crate) async fn write(
     gateway: &Arc<Gateway>,
     recorder: &mut RequestRecorder,
-    request: AuthorizedRequest,
+    mut request: AuthorizedRequest,
     headers: &HeaderMap,
 ) -> Result<Reply, Refusal> {
-    let identity = match find_earlier_write(gateway, &request, headers).await? {
+    let identity = match find_earlier(gateway, recorder, &mut request, headers).await? {
         EarlierWrite::New(identity) => identity,
         EarlierWrite::Replayed(outcome, reply) => {
             recorder.outcome = Some(outcome);
@@ -60,12 +65,12 @@ pub(crate) async fn write(
         // Creates are independent of each other; whatever else names a resource waits for the writes to it.
         if request.row.method != Method::POST || precondition.is_some() {
             let _waiting = request.step(WaitStep::Turn);
-            Some(gateway.write_order.turn(&request.path, request.caller()).await)
+            turns(gateway, &request).await.map(Some)
         } else {
-            None
+            Ok(None)
         }
     };
-    let order = tokio::time::timeout(request.patience(&gateway.clock), order).await.map_err(|_| Refusal::NoTurn)?;
+    let order = tokio::time::timeout(request.patience(&gateway.clock), order).await.map_err(|_| Refusal::NoTurn)??;
     if let Some(precondition) = precondition {
         Box::pin(precondition.check(gateway, recorder, &request)).await?;
     }
@@ -104,6 +109,37 @@ pub(crate) async fn write(
     }
 }
 
+/// Step 8: what is known of earlier writes, first here, then at all replicas. A write whose request id is that of an open write of another
+/// replica gets a new one, before anything is recorded.
+async fn find_earlier(
+    gateway: &Gateway,
+    recorder: &mut RequestRecorder,
+    request: &mut AuthorizedRequest,
+    headers: &HeaderMap,
+) -> Result<EarlierWrite, Refusal> {
+    loop {
+        let identity = match find_earlier_write(gateway, request, headers).await? {
+            EarlierWrite::New(identity) => identity,
+            replayed @ EarlierWrite::Replayed(..) => return Ok(replayed),
+        };
+        match Box::pin(find_earlier_anywhere(gateway, request, &identity)).await? {
+            EarlierAnywhere::New => return Ok(EarlierWrite::New(identity)),
+            EarlierAnywhere::Replayed(outcome, reply) => return Ok(EarlierWrite::Replayed(outcome, reply)),
+            EarlierAnywhere::RequestTaken => request.id = recorder.rename(),
+        }
+    }
+}
+
+/// Waits for the write's turn at its path, first here, then over all replicas.
+async fn turns(gateway: &Gateway, request: &AuthorizedRequest) -> Result<HeldTurns, Refusal> {
+    let here = gateway.write_order.turn(&request.path, request.caller()).await;
+    let anywhere = match &gateway.shared_writes {
+        Some(shared) => Some(Box::pin(shared.turns.turn(&request.path)).await.map_err(|_out_of_reach| OUT_OF_REACH)?),
+        None => None,
+    };
+    Ok(HeldTurns { _anywhere: anywhere, _here: here })
+}
+
 /// Steps 10 to 12, in a task of their own: from here on it does not matter if the caller hangs up.
 async fn carry_out(
     gateway: Arc<Gateway>,
@@ -111,26 +147,16 @@ async fn carry_out(
     (record, room, _held_id): (Record<'static>, Option<RecordRoom>, HeldRequestId),
     identity: WriteIdentity,
     permit: ForwardPermit,
-    order: Option<WriteTurn>,
+    order: Option<HeldTurns>,
 ) -> EndedWrite {
-    let intent = match intend(&gateway, &request, &record, &identity).await {
-        Ok(intent) => intent,
-        Err(cannot) => {
-            let refusal = match cannot {
-                CannotRecord::Doubts(short) => Refusal::Short { of: SharedKind::Doubts, short },
-                CannotRecord::Full | CannotRecord::Failed | CannotRecord::Slow => Refusal::CannotRecord,
-            };
-            if let Some(room) = room.filter(|_| !cannot.is_recorded()) {
-                let mut record = record;
-                fill_refusal(&mut record, &request, &refusal, None);
-                room.fill(record);
-            }
-            return (Err(refusal), None);
-        }
+    let (intent, anywhere) = match intend(&gateway, &request, &record, &identity).await {
+        Ok(intended) => intended,
+        Err(why) => return without_intent(gateway, request, (record, room), identity, why).await,
     };
     drop(room); // the intent has room for its outcome
     let record = Some(Record { intent: Some(intent), ..record });
-    let mut open = IntendedWrite { gateway: gateway.clone(), request: request.clone(), record, claim: identity.claim };
+    let claim = identity.claim;
+    let mut open = IntendedWrite { gateway: gateway.clone(), request: request.clone(), record, claim, anywhere };
     let Forwarded { ending, facts, ambiguous, outcome } = forward(&gateway, &request, permit, || {}).await;
     let answered = ending.and_then(|ending| write_answer(ending, outcome));
     let fenced = if may_have_effect(outcome, facts.upstream_status) || ambiguous {
@@ -162,13 +188,52 @@ async fn carry_out(
     (reply, Some(outcome))
 }
 
-/// Step 10, intend: puts the intent on disk before the first byte goes upstream. Returns its number.
+/// Nothing is sent: the write has no intent, or not everywhere. It has a record all the same.
+async fn without_intent(
+    gateway: Arc<Gateway>,
+    request: Arc<AuthorizedRequest>,
+    (mut record, room): (Record<'static>, Option<RecordRoom>),
+    identity: WriteIdentity,
+    why: NoIntent,
+) -> EndedWrite {
+    match why {
+        NoIntent::Here(cannot) => {
+            let refusal = match cannot {
+                CannotRecord::Doubts(short) => Refusal::Short { of: SharedKind::Doubts, short },
+                CannotRecord::Full | CannotRecord::Failed | CannotRecord::Slow => Refusal::CannotRecord,
+            };
+            if let Some(room) = room.filter(|_| !cannot.is_recorded()) {
+                fill_refusal(&mut record, &request, &refusal, None);
+                room.fill(record);
+            }
+            (Err(refusal), None)
+        }
+        NoIntent::Anywhere { intent, why } => {
+            drop(room); // the intent has room for its outcome
+            let refusal = why_not_intended(&gateway, &request, &identity, why).await;
+            let (record, claim) = (Some(Record { intent: Some(intent), ..record }), identity.claim);
+            let mut open = IntendedWrite { gateway, request, record, claim, anywhere: None };
+            open.settle(Outcome::NotSent, &Err(refusal.clone()), &ForwardFacts::default()).await;
+            (Err(refusal), Some(Outcome::NotSent))
+        }
+    }
+}
+
+/// Why a write has no intent.
+enum NoIntent {
+    /// The log cannot record it.
+    Here(CannotRecord),
+    /// It is in the log, but not in the engine, so that it is not sent.
+    Anywhere { intent: u64, why: NotIntended },
+}
+
+/// Step 10, intend: puts the intent on disk, here and in the engine, before the first byte goes upstream. Returns its number.
 async fn intend(
     gateway: &Gateway,
     request: &AuthorizedRequest,
     record: &Record<'static>,
     identity: &WriteIdentity,
-) -> Result<u64, CannotRecord> {
+) -> Result<(u64, Option<IntendedAnywhere>), NoIntent> {
     let mut intent = record.clone();
     intent.kind = Some(Kind::Intent);
     intent.time = gateway.clock.wall();
@@ -177,7 +242,19 @@ async fn intend(
     intent.marks =
         request.row.is_proved_by_fields().then(|| gateway.log.field_hashes(&request.outgoing.body)).flatten();
     let _waiting = request.step(WaitStep::Intent);
-    gateway.log.commit(intent).await
+    let Some(anywhere) = IntendedAnywhere::of(gateway, request, &intent, identity.write) else {
+        return gateway.log.commit(intent).await.map(|intent| (intent, None)).map_err(NoIntent::Here);
+    };
+    match tokio::join!(gateway.log.commit(intent), anywhere.commit()) {
+        (Ok(intent), Ok(())) => Ok((intent, Some(anywhere))),
+        (Ok(intent), Err(why)) => Err(NoIntent::Anywhere { intent, why }),
+        (Err(cannot), there) => {
+            if there.is_ok() {
+                drop(anywhere.end(SharedEnd::NOT_SENT));
+            }
+            Err(NoIntent::Here(cannot))
+        }
+    }
 }
 
 /// Skip the fence only if the answer proves that nothing changed (`docs/decisions/fences.md`).
@@ -217,15 +294,21 @@ struct IntendedWrite {
     record: Option<Record<'static>>,
     /// The claim to its idempotency key, held until the write has ended or the log knows that it is in doubt.
     claim: Option<KeyClaim>,
+    /// Its intent in the engine.
+    anywhere: Option<IntendedAnywhere>,
 }
 
 impl IntendedWrite {
-    /// Records the outcome. The answer for the idempotency key is stored first; the caller is told once the outcome is on disk.
+    /// Records the outcome. The answer for the idempotency key is stored first; the caller is told once the outcome is on disk, here and in
+    /// the engine.
     async fn settle(&mut self, outcome: Outcome, reply: &Result<Reply, Refusal>, facts: &ForwardFacts) {
-        if let Some(ended) = idempotency::result_to_keep(outcome, reply, facts)
+        let ended = idempotency::result_to_keep(outcome, reply, facts);
+        let kept = ended.and_then(|ended| self.claim.as_ref()?.kept(ended));
+        let anywhere = self.anywhere.take().map(|anywhere| anywhere.end(end_of(outcome, kept.as_ref())));
+        if let Some(kept) = kept
             && let Some(claim) = self.claim.take()
         {
-            claim.end(ended).await;
+            claim.end(kept).await;
         }
         let Some(mut record) = self.record.take() else { return };
         record.kind = Some(Kind::Outcome);
@@ -244,13 +327,20 @@ impl IntendedWrite {
         recorder::fill_facts(&mut record, facts);
         record.duration_us = Some(recorder::micros(self.request.age(&self.gateway.clock)));
         let _waiting = self.request.step(WaitStep::Outcome);
-        match tokio::time::timeout(OUTCOME_WAIT, self.gateway.log.commit(record)).await {
+        let recorded = self.gateway.log.commit(record);
+        let everywhere = async {
+            match anywhere {
+                Some(told) => tokio::join!(recorded, told).0,
+                None => recorded.await,
+            }
+        };
+        match tokio::time::timeout(OUTCOME_WAIT, everywhere).await {
             Ok(Ok(_)) => {}
             Ok(Err(cannot)) => {
                 tracing::error!(target: ALWAYS, request = %self.request.id, %cannot, "an outcome could not be recorded: the write will be in doubt");
             }
             Err(_) => {
-                tracing::error!(request = %self.request.id, "an outcome is still waiting for the log's disk; its caller is answered now")
+                tracing::error!(request = %self.request.id, "an outcome is still waiting for the log's disk, or for the replicas' database; its caller is answered now")
             }
         }
     }
@@ -265,5 +355,8 @@ impl Drop for IntendedWrite {
         record.outcome = Some(Outcome::InDoubt);
         // The call queues the record; it cannot be awaited here.
         drop(self.gateway.log.commit(record));
+        if let Some(anywhere) = self.anywhere.take() {
+            drop(anywhere.end(SharedEnd::IN_DOUBT));
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::fair_semaphore::{FairPermit, FairSemaphore};
+use crate::replicas::writes::turns::SharedTurn;
 
 type Resources = Arc<Mutex<HashMap<Arc<str>, FairSemaphore>>>;
 
@@ -19,6 +20,12 @@ pub(crate) struct WriteTurn {
     resources: Resources,
     path: Arc<str>,
     turn: Option<FairPermit>,
+}
+
+/// The turns of a write at this replica and over all replicas. The latter goes first.
+pub(super) struct HeldTurns {
+    pub(super) _anywhere: Option<SharedTurn>,
+    pub(super) _here: WriteTurn,
 }
 
 impl WriteOrder {

@@ -20,6 +20,7 @@ use super::body::{self, ActionBody, InTime, bad_body};
 use crate::audit::{Doubt, Peer};
 use crate::door::PeerConnection;
 use crate::ids::RequestId;
+use crate::reconcile::elsewhere::{doubt_elsewhere_of, doubts_elsewhere, settle_elsewhere};
 use crate::reconcile::settle::{self, NotSettled, Settlement};
 
 const EXPECTED: &str = "write {\"as\": \"done\" or \"not-done\", \"note\": \"how you know\"}";
@@ -102,6 +103,14 @@ fn verdict(
     })
 }
 
+const fn refusal(not: NotSettled) -> OperatorRefusal {
+    match not {
+        NotSettled::NoDoubt => OperatorRefusal::NoDoubt,
+        NotSettled::CannotRecord => OperatorRefusal::CannotRecord,
+        NotSettled::NoEngine => OperatorRefusal::NoEngine,
+    }
+}
+
 /// `POST /doubts`: ends all doubts of a caller, or those of one operation or from before a time. Each has a settlement
 /// of its own on disk. The answer says how many were settled, and how many are left because the log could not record
 /// it.
@@ -126,6 +135,16 @@ pub(in crate::operator) async fn settle_all(
         .count()
         .await;
     let left = doubts.list().iter().filter(|doubt| asked.is_meant(doubt)).count();
+    let elsewhere = doubts_elsewhere(&state.gateway).await.map_err(refusal)?;
+    let elsewhere: Vec<_> = elsewhere.into_iter().filter(|doubt| asked.is_meant(doubt)).collect();
+    let meant = elsewhere.len();
+    let settled_elsewhere = stream::iter(elsewhere)
+        .map(|doubt| settle_elsewhere(&state.gateway, doubt, verdict.clone()))
+        .buffer_unordered(SETTLED_AT_ONCE)
+        .filter(|settled| future::ready(settled.is_ok()))
+        .count()
+        .await;
+    let (settled, left) = (settled + settled_elsewhere, left + meant - settled_elsewhere);
     Ok(typed("application/json", json!({"settled": settled, "left": left, "as": asked.r#as}).to_string()))
 }
 
@@ -142,13 +161,16 @@ pub(in crate::operator) async fn settle(
     asked: SettleRequest,
 ) -> Result<Response, OperatorRefusal> {
     let request = request.ok().and_then(|Path(id)| RequestId::parse(id.as_bytes())).ok_or(OperatorRefusal::NoDoubt)?;
-    let intent = state.gateway.log.doubts().find_by_request(&request).ok_or(OperatorRefusal::NoDoubt)?;
     let (settled_as, is_form) = (asked.r#as, asked.is_form);
     let verdict = verdict((&peer, &operator), settled_as, asked.note)?;
-    settle::settle(&state.gateway, intent, verdict).await.map_err(|not| match not {
-        NotSettled::NoDoubt => OperatorRefusal::NoDoubt,
-        NotSettled::CannotRecord => OperatorRefusal::CannotRecord,
-    })?;
+    let settled = match state.gateway.log.doubts().find_by_request(&request) {
+        Some(intent) => settle::settle(&state.gateway, intent, verdict).await,
+        None => {
+            let doubt = doubt_elsewhere_of(&state.gateway, &request).await.map_err(refusal)?;
+            settle_elsewhere(&state.gateway, doubt, verdict).await
+        }
+    };
+    settled.map_err(refusal)?;
     if is_form {
         return Ok(Redirect::to(&format!("/doubts?settled={}", encode(request.as_str()))).into_response());
     }

@@ -24,7 +24,8 @@ use crate::catalogue::{EffectCheck, Proves};
 use crate::config::Role;
 use crate::gateway::admit::policy::Policy;
 use crate::ids::escape_invisible;
-use crate::reconcile::DoubtProgress;
+use crate::reconcile::elsewhere::doubts_elsewhere;
+use crate::reconcile::{DoubtProgress, DoubtReason};
 
 /// The most doubts with a form on one page.
 const FORMS_MAX: usize = 50;
@@ -50,11 +51,14 @@ struct DoubtsView {
     may_settle: bool,
     /// How the command line reaches this gateway.
     source: String,
+    /// What other replicas have in doubt cannot be told now.
+    is_part: bool,
 }
 
 #[derive(Debug, Serialize)]
 struct DoubtRow {
-    intent: u64,
+    /// Only of a write that this replica looks after.
+    intent: Option<u64>,
     request: String,
     /// With microseconds, as in records.
     time: String,
@@ -66,6 +70,9 @@ struct DoubtRow {
     why: &'static str,
     /// What a look would prove.
     proof: String,
+    /// The replica that looks after it, if there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replica: Option<Arc<str>>,
 }
 
 /// All writes in doubt, the oldest first.
@@ -87,13 +94,24 @@ pub(crate) async fn doubts(
             settlements: state.newest_records(&operator, &[&[("kind", "settlement"), ("limit", SETTLED_MAX)]]).await,
             may_settle: operator.role() >= Role::Operate,
             source: source(&state, host),
+            is_part: false,
         };
     }
+    let elsewhere = doubts_elsewhere(&state.gateway).await;
+    people.is_part = elsewhere.is_err();
     state
         .walk(move |state| {
             let policy = state.gateway.policy();
-            let doubts = state.gateway.log.doubts().list();
-            let rows = doubts.into_iter().map(|doubt| doubt_row(state, &policy, doubt)).collect();
+            let own = state.gateway.replicas.as_ref().map(|replicas| replicas.name());
+            let rows = state.gateway.log.doubts().list().into_iter();
+            let rows = rows.map(|doubt| DoubtRow { replica: own.cloned(), ..doubt_row(state, &policy, doubt) });
+            let rows = rows.chain(elsewhere.into_iter().flatten().map(|doubt| DoubtRow {
+                intent: None,
+                replica: doubt.adopted.as_ref().map(|adopted| adopted.replica.clone()),
+                why: DoubtReason::Elsewhere.as_str(),
+                ..doubt_row(state, &policy, doubt)
+            }));
+            let rows = rows.collect();
             view.show(&DoubtsPage { doubts: rows, view: people })
         })
         .await
@@ -110,7 +128,8 @@ fn source(state: &OperatorState, host: &str) -> String {
 fn doubt_row(state: &OperatorState, policy: &Policy, doubt: Doubt) -> DoubtRow {
     let DoubtProgress { looks, why } = state.reconciler.progress(policy, &doubt);
     DoubtRow {
-        intent: doubt.intent,
+        intent: Some(doubt.intent),
+        replica: None,
         request: doubt.request.to_string(),
         time: format!("{:.6}", doubt.time),
         proof: proof(policy, &doubt),
@@ -149,23 +168,31 @@ impl Page for DoubtsPage {
     const TITLE: &str = "Writes in doubt";
 
     fn table(&self) -> PageTable {
-        let columns = &["request", "time", "caller", "operation", "organization", "path", "looks", "why", "proof"];
+        let columns: &'static [&'static str] =
+            &["request", "time", "caller", "operation", "organization", "path", "looks", "why", "proof", "replica"];
+        // Where there is one replica alone, nobody asks which.
+        let several = self.doubts.iter().any(|doubt| doubt.replica.is_some());
+        let columns = columns.split_last().filter(|_| !several).map_or(columns, |(_, columns)| columns);
         PageTable::of(columns, &self.doubts)
     }
 
     fn html(&self, now: Timestamp) -> Markup {
-        let later: Vec<_> = self.doubts.iter().filter(|doubt| doubt.intent > self.view.after).collect();
+        let later: Vec<_> =
+            self.doubts.iter().filter(|doubt| doubt.intent.is_none_or(|intent| intent > self.view.after)).collect();
         let shown = later.get(..FORMS_MAX).unwrap_or(&later);
         html! {
             @if let Some(settled) = &self.view.settled { (self.told(settled)) }
+            @if self.view.is_part {
+                p.bad role="status" { "The other replicas' writes in doubt are missing here: the database that they share does not answer." }
+            }
             @if self.doubts.is_empty() {
                 p.empty { "No write is in doubt: of every write it is known whether it took effect." }
             } @else {
                 p { "Nobody knows whether Make carried out these writes, and equal writes of their callers are held. Look in Make what became of each, then settle it. makegate settles by itself what a look proves." }
             }
             @for doubt in shown { (self.item(doubt, now)) }
-            @if let Some(last) = shown.last().filter(|_| later.len() > shown.len()) {
-                p { a href={ "/doubts?after=" (last.intent) } { (later.len() - shown.len()) " more" } }
+            @if let Some(last) = shown.iter().rev().find_map(|doubt| doubt.intent).filter(|_| later.len() > shown.len()) {
+                p { a href={ "/doubts?after=" (last) } { (later.len() - shown.len()) " more" } }
                 p.quiet { "Many of one caller at once: " code { "makegate doubts settle --all-of CALLER --as done|not-done " (escape_invisible(&self.view.source)) } }
             }
             h2 { "Lately settled" }
@@ -182,12 +209,13 @@ impl DoubtsPage {
             looks => format!("{looks} looks; {}", doubt.why),
         };
         html! {
-            section.doubt id={ "doubt-" (doubt.intent) } {
+            section.doubt id={ "doubt-" (doubt.request) } {
                 h2 { (doubt.operation) " by " (escape_invisible(&doubt.caller)) }
                 dl.fields {
                     dt { "What" } dd { (escape_invisible(&doubt.path)) }
                     dt { "When" } dd { (cells::text(&doubt.time, now)) }
                     dt { "Request" } dd { (cells::request(&doubt.request)) }
+                    @if let Some(replica) = &doubt.replica { dt { "Replica" } dd { (replica) } }
                     @if let Some(organization) = doubt.organization { dt { "Organization" } dd { (organization) } }
                     dt { "Evidence so far" } dd { (evidence) }
                     dt { "What a look would prove" } dd { (doubt.proof) }

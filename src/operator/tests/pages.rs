@@ -197,6 +197,7 @@ async fn writes_in_doubt_are_listed() {
         fingerprint: Fingerprint::parse(&"0".repeat(32)),
         idempotency: None,
         marks: None,
+        adopted: None,
     });
     let expected = json!({"doubts": [{
         "intent": 42, "request": "w1", "time": "2026-07-01T12:00:00.000000Z", "caller": "all", "operation": "payments.create",

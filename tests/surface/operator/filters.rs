@@ -9,8 +9,10 @@ use serde_json::Value;
 use crate::support::{ALL, LIST, OPERATOR, ORG, Plan, READER, VARIABLES, World, send};
 
 /// Fields that are objects, or keyed hashes, or counts of `refusals`: nobody looks for these.
-const NOT_FILTERS: [&str; 11] =
-    ["time", "query", "fields", "detail", "fingerprint", "idempotency", "marks", "count", "codes", "first", "last"];
+const NOT_FILTERS: [&str; 12] = [
+    "time", "query", "fields", "detail", "fingerprint", "idempotency", "marks", "adopted", "count", "codes", "first",
+    "last",
+];
 const TRACE: &str = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 async fn page(world: &World, query: &str) -> Vec<Value> {

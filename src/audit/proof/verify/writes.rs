@@ -1,6 +1,6 @@
 //! Matches intents with their outcomes.
 
-use crate::audit::open_writes::OpenWrites;
+use crate::audit::open_writes::{ADOPTED, OpenWrites};
 use crate::audit::record::Kind;
 use crate::audit::record::Record;
 
@@ -9,6 +9,7 @@ pub(super) fn apply(open: &mut OpenWrites, seen: &Record<'_>) -> Option<&'static
     let wrong = match (seen.kind, seen.request) {
         (None, _) => Some("of an unknown kind"),
         (Some(Kind::Intent | Kind::Outcome | Kind::Settlement), None) => Some("a write without a request id"),
+        (Some(Kind::Event), None) if seen.event.as_deref() == Some(ADOPTED) => Some("a write without a request id"),
         (Some(kind @ (Kind::Outcome | Kind::Settlement)), Some(request)) => {
             let settles = kind == Kind::Settlement;
             match open.of(seen.intent, &request, settles) {

@@ -1,0 +1,317 @@
+//! What this replica does for the writes of all: it tells a new epoch what the engine may lack, and adopts writes of replicas that are
+//! gone.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::shared::{WritesOfAll, shared_doubt, shared_end, uuid_of};
+use crate::audit::{ADOPTED, AdoptedWrite, AuditLog, CannotRecord, Doubt, FieldHashes, Filter, Kind, Record};
+use crate::cache::Invalidation;
+use crate::clock::Clock;
+use crate::gateway::state::Gateway;
+use crate::idempotency::{EndedKey, IdempotencyStore, KeyedWrite};
+use crate::ids::Fingerprint;
+use crate::process_log::ALWAYS;
+use crate::replicas::Epoch;
+use crate::replicas::engine::EngineError;
+use crate::replicas::writes::{KnownWrite, LostWrite, SharedEnd, SharedState, SharedWrite};
+use crate::vocabulary::Outcome;
+
+/// Time between two rounds; the first is for a new epoch, in which writes wait.
+const HEALING_ROUND: Duration = Duration::from_millis(100);
+const ROUND: Duration = Duration::from_secs(1);
+/// How often old rows are deleted.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
+/// Answers that are read from disk and sent together.
+const ANSWERS_AT_ONCE: usize = 100;
+/// The most records of one request that are looked through.
+const RECORDS_MAX: usize = 1_000;
+
+/// Why a round was not finished.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfinished {
+    /// The engine does not answer.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The log does not.
+    #[error("this replica's log cannot be read or written")]
+    Log,
+    /// The stored answers do not.
+    #[error("this replica's Idempotency-Keys are not known yet")]
+    Keys,
+}
+
+impl Gateway {
+    /// Keeps the writes of all replicas whole for as long as there are requests. Without other replicas there is nothing to do.
+    pub async fn keep_shared_writes(self: Arc<Self>) {
+        let Some(shared) = &self.shared_writes else { return };
+        let mut told = None;
+        let mut expired = None;
+        loop {
+            let epoch = shared.writes.replicas().epoch().borrow().clone();
+            let mut pause = ROUND;
+            if let Some(epoch) = epoch {
+                let round = HealingRound {
+                    log: &self.log,
+                    answers: &self.idempotency,
+                    shared,
+                    epoch: &epoch,
+                    clock: &self.clock,
+                    gateway: Some(&self),
+                };
+                let done = round.carry_out(&mut told).await;
+                if let Err(why) = &done {
+                    tracing::debug!(%why, "the writes of all replicas are not whole yet");
+                }
+                if shared.writes.open_epoch() != Some(epoch.id) {
+                    pause = HEALING_ROUND;
+                }
+                if done.is_ok() && expired.is_none_or(|at| self.clock.now() >= at + EXPIRE_INTERVAL) {
+                    expired = Some(self.clock.now());
+                    let age = self.policy().limits().idempotency_age;
+                    while shared.writes.expire(age).await.is_ok_and(|deleted| deleted >= 1_000) {}
+                }
+            } else {
+                pause = HEALING_ROUND;
+            }
+            self.clock.sleep_until(self.clock.now() + pause).await;
+        }
+    }
+}
+
+/// One round of what is to be done in an epoch.
+pub(super) struct HealingRound<'g> {
+    pub(super) log: &'g Arc<AuditLog>,
+    pub(super) answers: &'g IdempotencyStore,
+    pub(super) shared: &'g WritesOfAll,
+    pub(super) epoch: &'g Epoch,
+    pub(super) clock: &'g Clock,
+    /// Whose memory is fenced, if any.
+    pub(super) gateway: Option<&'g Gateway>,
+}
+
+impl HealingRound<'_> {
+    /// `told`: the membership in which the engine was told everything.
+    async fn carry_out(&self, told: &mut Option<Epoch>) -> Result<(), Unfinished> {
+        let writes = &self.shared.writes;
+        if told.as_ref() != Some(self.epoch) {
+            self.reassert().await?;
+            *told = Some(self.epoch.clone());
+        }
+        if writes.open_epoch() != Some(self.epoch.id)
+            && (writes.is_settled(self.epoch) || writes.have_all_reasserted(self.epoch).await?)
+        {
+            writes.open(self.epoch);
+            tracing::info!(epoch = %self.epoch.id, "writes may go on: all that was open before is known");
+        }
+        if writes.is_settled(self.epoch) && writes.replicas().lease().holds() {
+            self.adopt(false).await?;
+            self.shared.turns.give_back_of_gone(self.epoch).await?;
+        }
+        self.shared.turns.give_back_strays().await?;
+        Ok(())
+    }
+
+    fn doubts(&self) -> Vec<(Doubt, SharedWrite)> {
+        let log = self.log;
+        log.doubts().list().into_iter().map(|doubt| (doubt.clone(), shared_doubt(log, &doubt))).collect()
+    }
+
+    /// Tells the engine what it may lack: turns, open writes, ended writes with keys. What it has in an earlier state than this log is
+    /// corrected.
+    pub(super) async fn reassert(&self) -> Result<(), Unfinished> {
+        let writes = &self.shared.writes;
+        self.shared.turns.put_back(self.epoch).await?;
+        let under_way = writes.all_under_way().into_iter().map(|write| {
+            let end = SharedEnd { state: SharedState::UnderWay, done: None, answer: None };
+            (write, end)
+        });
+        let doubts = self.doubts();
+        let in_doubt = doubts.iter().map(|(_, write)| (Arc::new(write.clone()), SharedEnd::IN_DOUBT));
+        let restored = writes.restore(&under_way.chain(in_doubt).collect::<Vec<_>>()).await?;
+        writes.doubt_own(&doubts.iter().map(|(_, write)| write.id).collect::<Vec<_>>()).await?;
+        let keys = restore_keys(self.shared, self.log, self.answers).await?;
+        if restored > 0 || keys > 0 {
+            tracing::info!(
+                writes = restored,
+                keys,
+                "the replicas' database lacked writes of this replica, and has them now"
+            );
+        }
+        self.correct().await?;
+        writes.say_reasserted(self.epoch).await?;
+        Ok(())
+    }
+
+    /// Ends or takes up writes that the engine has as open ones of this replica, and that are not open here.
+    async fn correct(&self) -> Result<(), Unfinished> {
+        let open = self.shared.writes.own_open().await?;
+        if open.is_empty() {
+            return Ok(());
+        }
+        let doubts: HashSet<_> = self.doubts().into_iter().map(|(_, write)| write.id).collect();
+        for known in open {
+            let id = known.write.id;
+            let is_open = || doubts.contains(&id) || self.shared.writes.is_under_way(id);
+            if is_open() || self.shared.adopting().contains(&id) {
+                continue;
+            }
+            match self.end_here(&known).await? {
+                // It may have ended while the log was read.
+                Some(end) if !is_open() => drop(self.shared.writes.end(Arc::new(known.write), end)),
+                Some(_) => {}
+                None => {
+                    let owner = known.replica.clone();
+                    self.record_adoption(LostWrite { known, owner }).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How a write of this replica ended that is not open here. `None`: nobody knows.
+    async fn end_here(&self, known: &KnownWrite) -> Result<Option<SharedEnd>, Unfinished> {
+        let write = &known.write;
+        if let Some(key) = write.key {
+            let ended = self.answers.ended().ok_or(Unfinished::Keys)?;
+            let own = ended.iter().find(|ended| ended.keyed.key == key && ended.keyed.request == write.request);
+            if let Some(EndedKey { done, .. }) = own {
+                let answer = self.answers.answer(key, write.request).await;
+                if *done || answer.is_some() {
+                    return Ok(Some(shared_end(*done, answer.as_ref())));
+                }
+            }
+        }
+        Ok(match end_in_log(self.log, write).await? {
+            Some(Outcome::Done) => Some(shared_end(true, None)),
+            Some(Outcome::Rejected | Outcome::NotSent) => Some(SharedEnd::NOT_SENT),
+            Some(Outcome::InDoubt) => None,
+            // This log was there then and never had the intent, so nothing was sent.
+            None if known.state == SharedState::UnderWay && self.shared.log_began < write.time => {
+                Some(SharedEnd::NOT_SENT)
+            }
+            None => None,
+        })
+    }
+
+    /// Takes over writes of replicas that are gone: those under way there, and those in doubt as well if `also_doubts`. Returns their
+    /// number.
+    pub(super) async fn adopt(&self, also_doubts: bool) -> Result<usize, Unfinished> {
+        let adopted = self.shared.writes.adopt(self.epoch, also_doubts).await;
+        let (lost, whole) = match adopted {
+            Ok(lost) => (lost, true),
+            // Some may have been adopted all the same.
+            Err(EngineError::Unclear(_)) => (Vec::new(), false),
+            Err(error) => return Err(error.into()),
+        };
+        let (mut failed, count) = (!whole, lost.len());
+        for lost in lost {
+            failed |= self.record_adoption(lost).await.is_err();
+        }
+        if failed {
+            self.correct().await?;
+        }
+        Ok(count)
+    }
+
+    /// Records that this replica looks after a write from now on, and fences what it touches.
+    async fn record_adoption(&self, lost: LostWrite) -> Result<(), Unfinished> {
+        let id = lost.known.write.id;
+        if !self.shared.adopting().insert(id) {
+            return Ok(());
+        }
+        let recorded = record_adoption(self.log, &lost, self.clock.wall()).await;
+        if !recorded.as_ref().is_err_and(|cannot| cannot.is_recorded()) {
+            // Otherwise it is on its way to the disk, and must not go there twice.
+            self.shared.adopting().remove(&id);
+        }
+        recorded.map_err(|_cannot| Unfinished::Log)?;
+        let doubt = self.doubts().into_iter().find(|(_, write)| write.id == id);
+        if let Some(((doubt, _), gateway)) = doubt.zip(self.gateway) {
+            let policy = gateway.policy();
+            let cache = &policy.config.cache;
+            gateway.fence_doubt(&doubt, Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt });
+        }
+        Ok(())
+    }
+}
+
+/// Records the event that stands for the intent of a write of another replica.
+async fn record_adoption(log: &AuditLog, lost: &LostWrite, now: Timestamp) -> Result<u64, CannotRecord> {
+    let SharedWrite { id, request, caller, operation, organization, path, fingerprint, key, marks, time } =
+        &lost.known.write;
+    let detail =
+        format!("{} is gone, or has lost its log: this replica looks after its write, which is in doubt", lost.owner);
+    let marks = marks.as_ref().and_then(|marks| serde_json::from_str::<FieldHashes>(marks).ok());
+    let adopted =
+        AdoptedWrite { id: Fingerprint::from_bytes(id.into_bytes()), replica: lost.owner.clone(), time: *time };
+    let record = Record {
+        request: Some(*request),
+        caller: Some(caller.clone().into()),
+        operation: Some(operation.clone().into()),
+        organization: *organization,
+        path: Some(path.clone().into()),
+        fingerprint: Some(*fingerprint),
+        idempotency: *key,
+        marks,
+        adopted: Some(Box::new(adopted)),
+        ..Record::event(now, ADOPTED, detail)
+    };
+    tracing::warn!(target: ALWAYS, %request, replica = &*lost.owner, "a write of a replica that is gone is in doubt; this replica looks after it");
+    log.commit(record).await
+}
+
+/// How this log says that a write ended. `None` if it does not have the intent.
+async fn end_in_log(log: &AuditLog, write: &SharedWrite) -> Result<Option<Outcome>, Unfinished> {
+    log.flush().await;
+    let filter = Filter { request: Some(write.request), limit: RECORDS_MAX, ..Filter::default() };
+    let page = log.query(&"".into(), filter).await.map_err(|_unreadable| Unfinished::Log)?;
+    let lines: Vec<_> = page.records.iter().filter_map(|line| Record::parse(line.get().as_bytes())).collect();
+    let same_time = |time: Timestamp| time.as_microsecond() == write.time.as_microsecond();
+    let is_intent = |record: &&Record<'_>| {
+        let adopted = record.adopted.as_ref().is_some_and(|adopted| uuid_of(adopted.id) == write.id);
+        record.kind == Some(Kind::Intent) && same_time(record.time) || adopted
+    };
+    let Some(intent) = lines.iter().find(is_intent).map(|record| record.seq) else { return Ok(None) };
+    // The newest comes first: a settlement counts more than the outcome in doubt before it.
+    let end = lines.iter().find(|record| record.intent == Some(intent) && record.outcome.is_some());
+    Ok(Some(end.and_then(|record| record.outcome).unwrap_or(Outcome::InDoubt)))
+}
+
+/// Tells the engine the keys and answers that it lacks. Returns their number.
+async fn restore_keys(shared: &WritesOfAll, log: &AuditLog, answers: &IdempotencyStore) -> Result<usize, Unfinished> {
+    let ended = answers.ended().ok_or(Unfinished::Keys)?;
+    let keys: Vec<_> = ended.iter().map(|ended| ended.keyed.key).collect();
+    let lacking: HashSet<_> = shared.writes.lacking_keys(&keys).await?.into_iter().collect();
+    let lacking: Vec<_> = ended.into_iter().filter(|ended| lacking.contains(&ended.keyed.key)).collect();
+    let mut restored = 0;
+    for ended in lacking.chunks(ANSWERS_AT_ONCE) {
+        let mut rows = Vec::new();
+        for EndedKey { keyed, done, time_ms } in ended {
+            let KeyedWrite { key, write, request, caller } = keyed;
+            let answer = answers.answer(*key, *request).await;
+            if !done && answer.is_none() {
+                continue; // its key is free
+            }
+            let id = uuid_of(log.fingerprint(&[b"ended", key.as_bytes(), request.as_str().as_bytes()]));
+            let row = SharedWrite {
+                id,
+                request: *request,
+                caller: caller.clone(),
+                operation: "".into(),
+                organization: None,
+                path: "".into(),
+                fingerprint: *write,
+                key: Some(*key),
+                marks: None,
+                time: Timestamp::from_millisecond(*time_ms).unwrap_or_default(),
+            };
+            rows.push((Arc::new(row), shared_end(*done, answer.as_ref())));
+        }
+        restored += shared.writes.restore(&rows).await?;
+    }
+    Ok(restored)
+}

@@ -67,7 +67,10 @@ pub(crate) fn stale_reads(history: &[Operation], order: &HashMap<(Thing, String)
             let before = by_thing.get(thing).into_iter().flatten().filter(|(write, _)| write.end < read.start);
             let newest = before.max_by_key(|(_, place)| *place);
             if let Some((write, least)) = newest.filter(|(_, least)| *least > place(thing, version)) {
-                found.push(format!("{version} ({}) of {read:?} is older than {least} of {write:?}", place(thing, version)));
+                found.push(format!(
+                    "{version} ({}) of {read:?} is older than {least} of {write:?}",
+                    place(thing, version)
+                ));
             }
         }
     }
@@ -151,7 +154,9 @@ pub(crate) fn wrong_records(
         }
         let seqs = log.iter().map(|line| line.seq);
         found.extend(
-            seqs.zip(1..).find(|(seq, place)| seq != place).map(|(seq, _)| format!("replica {replica}: a gap before {seq}")),
+            seqs.zip(1..)
+                .find(|(seq, place)| seq != place)
+                .map(|(seq, _)| format!("replica {replica}: a gap before {seq}")),
         );
     }
     for operation in history {
@@ -174,7 +179,9 @@ pub(crate) fn wrong_records(
             }
         }
     }
-    found.extend(rows.keys().map(|(replica, seq)| format!("a row of replica {replica}'s record {seq}, which its log lacks")));
+    found.extend(
+        rows.keys().map(|(replica, seq)| format!("a row of replica {replica}'s record {seq}, which its log lacks")),
+    );
     found
 }
 
@@ -251,10 +258,10 @@ mod tests {
 
     #[test]
     fn a_record_too_many_or_too_few_is_found() {
-        let line = |seq, kind: &str, request: &str| Line { seq, kind: kind.to_owned(), request: Some(request.to_owned()) };
+        let line =
+            |seq, kind: &str, request: &str| Line { seq, kind: kind.to_owned(), request: Some(request.to_owned()) };
         let history = [write(1, 2, "a", Ended::Done), read(3, "a")];
-        let logs =
-            |second: Vec<Line>| vec![vec![line(1, "intent", "a"), line(2, "outcome", "a")], second];
+        let logs = |second: Vec<Line>| vec![vec![line(1, "intent", "a"), line(2, "outcome", "a")], second];
         let own = || vec![line(1, "request", "read-3")];
         let rows = [(0, 1), (0, 2), (1, 1)];
         assert!(wrong_records(&history, &logs(own()), Some(&rows)).is_empty());

@@ -14,4 +14,18 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod callers;
+mod degraded;
 mod engine;
+mod failover;
+mod history;
+mod leave;
+mod mixer;
+mod pooler;
+mod r03_fences;
+mod r04_once;
+mod r05_crash;
+mod r06_records;
+mod r09_quota;
+mod rounds;
+mod upgrade;

@@ -105,7 +105,7 @@ impl Round {
         let mut known = Known::default();
         let mut found = Vec::new();
         for _ in 0..120 {
-            known = self.known().await;
+            known = known_by_all(fleet).await;
             found = forgotten(&known, &BTreeSet::new());
             if found.is_empty() {
                 break;
@@ -115,9 +115,10 @@ impl Round {
         self.holds("5", &found);
         self.holds("5", &self.untold(&known));
         let logs: Vec<Vec<Line>> = fleet.replicas.iter().map(|replica| lines(&replica.log())).collect();
-        let answered: Vec<Operation> = history.iter().filter(|operation| operation.request.is_some()).cloned().collect();
+        let answered: Vec<Operation> =
+            history.iter().filter(|operation| operation.request.is_some()).cloned().collect();
         self.holds("6", &wrong_records(&answered, &logs, None));
-        self.shipped().await;
+        shipped(fleet).await;
         let received = fleet.sandbox.received();
         let drawn: Vec<String> = received
             .iter()
@@ -138,46 +139,49 @@ impl Round {
         let lost = requests.filter(|(id, _)| known.intended.contains(*id) && !known.settled.contains(*id));
         lost.map(|(_, operation)| format!("no outcome of {operation:?}")).collect()
     }
+}
 
-    async fn known(&self) -> Known {
-        let mut known = Known::default();
-        for replica in &self.fleet.replicas {
-            replica.flushed().await;
-            for record in replica.log() {
-                let Some(request) = record["request"].as_str().map(str::to_owned) else { continue };
-                match record["kind"].as_str().unwrap() {
-                    "intent" => {
-                        known.intended.insert(request);
-                    }
-                    "outcome" | "settlement" if record["outcome"] != "in-doubt" => {
-                        known.settled.insert(request);
-                    }
-                    _ => {}
+/// Waits until the engine has each record of each log exactly once.
+pub(crate) async fn shipped(fleet: &Fleet) {
+    for replica in fleet.replicas.iter().filter(|replica| replica.runs()) {
+        replica.flushed().await;
+    }
+    wait("each record is shipped once", async || {
+        let rows = fleet.sql("select replica, seq from mg.record");
+        let names: Vec<&str> = fleet.replicas.iter().map(|replica| &*replica.name).collect();
+        let rows: Vec<(usize, u64)> = rows
+            .lines()
+            .map(|row| {
+                let (name, seq) = row.split_once('|').unwrap();
+                (names.iter().position(|known| *known == name).unwrap(), seq.parse().unwrap())
+            })
+            .collect();
+        let logs: Vec<Vec<Line>> = fleet.replicas.iter().map(|replica| lines(&replica.log())).collect();
+        wrong_records(&[], &logs, Some(&rows)).is_empty()
+    })
+    .await;
+}
+
+/// What all replicas know of all writes.
+pub(crate) async fn known_by_all(fleet: &Fleet) -> Known {
+    let mut known = Known::default();
+    for replica in &fleet.replicas {
+        replica.flushed().await;
+        for record in replica.log() {
+            let Some(request) = record["request"].as_str().map(str::to_owned) else { continue };
+            match record["kind"].as_str().unwrap() {
+                "intent" => {
+                    known.intended.insert(request);
                 }
+                "outcome" | "settlement" if record["outcome"] != "in-doubt" => {
+                    known.settled.insert(request);
+                }
+                _ => {}
             }
-            known.doubts.push(replica.doubts().await.into_iter().collect());
         }
-        known
+        known.doubts.push(replica.doubts().await.into_iter().collect());
     }
-
-    /// Waits until the engine has each record of each log exactly once.
-    async fn shipped(&self) {
-        let fleet = &self.fleet;
-        wait("each record is shipped once", async || {
-            let rows = fleet.sql("select replica, seq from mg.record");
-            let names: Vec<&str> = fleet.replicas.iter().map(|replica| &*replica.name).collect();
-            let rows: Vec<(usize, u64)> = rows
-                .lines()
-                .map(|row| {
-                    let (name, seq) = row.split_once('|').unwrap();
-                    (names.iter().position(|known| *known == name).unwrap(), seq.parse().unwrap())
-                })
-                .collect();
-            let logs: Vec<Vec<Line>> = fleet.replicas.iter().map(|replica| lines(&replica.log())).collect();
-            wrong_records(&[], &logs, Some(&rows)).is_empty()
-        })
-        .await;
-    }
+    known
 }
 
 /// What a log says of requests.

@@ -22,7 +22,7 @@ use http_body_util::Empty;
 use tokio::time::timeout;
 use tower::Service as _;
 
-use crate::audit::{AuditLog, LogShipper, ShipSettings};
+use crate::audit::{AuditLog, LogShipper, SharedLog, ShipSettings};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, LoadedConfig};

@@ -13,10 +13,10 @@ mod lease;
 mod ledger;
 mod members;
 pub mod permits;
+pub mod records;
 pub mod schema;
 mod settings;
 pub mod setup;
-pub mod records;
 pub mod shipping;
 pub mod writes;
 
@@ -39,8 +39,8 @@ use crate::tasks::Tasks;
 
 pub use copy_rows::{CopyRows, SharedRecord, day_of};
 pub use lease::Lease;
-pub use settings::{EngineAccess, ReplicasSettings, shared_key};
 pub use ledger::{LedgerGroup, LedgerSearch};
+pub use settings::{EngineAccess, ReplicasSettings, shared_key};
 
 /// One life of the engine's soft state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

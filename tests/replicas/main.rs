@@ -14,7 +14,21 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod callers;
+mod degraded;
 mod engine;
 mod record_queries;
 mod records;
 mod shared_log;
+mod failover;
+mod history;
+mod leave;
+mod mixer;
+mod pooler;
+mod r03_fences;
+mod r04_once;
+mod r05_crash;
+mod r06_records;
+mod r09_quota;
+mod rounds;
+mod upgrade;

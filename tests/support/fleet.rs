@@ -13,12 +13,15 @@ use serde_json::Value;
 use super::link::{Link, LinkState};
 use super::postgres::Postgres;
 use super::process::{Home, Process, binary};
-use super::{OPERATOR, Plan, Reply, TOKEN, attempt, records_in, with_key};
+use super::{ALL, OPERATOR, Plan, Reply, TOKEN, attempt, records_in, with_key};
 
 /// The database that the replicas share.
 pub(crate) const DATABASE: &str = "makegate";
 /// The lease of a fleet's replicas, unless its plan says another. Short: tests wait for it to pass.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
+
+/// An organization that tests leave alone.
+const SPARE: &str = "/api/v2/organizations/13";
 
 /// What a fleet is made of.
 pub(crate) struct FleetPlan {
@@ -67,6 +70,7 @@ impl FleetPlan {
             replica.start().await;
         }
         fleet.settled().await;
+        fleet.open().await;
         fleet
     }
 
@@ -205,6 +209,14 @@ impl Replica {
         .await;
     }
 
+    pub(crate) fn config_text(&self) -> String {
+        std::fs::read_to_string(self.config()).unwrap()
+    }
+
+    pub(crate) fn set_config_text(&self, text: &str) {
+        std::fs::write(self.config(), text).unwrap();
+    }
+
     fn config(&self) -> PathBuf {
         self.home.path().join("makegate.toml")
     }
@@ -236,13 +248,31 @@ impl Fleet {
         }
     }
 
-    /// Waits until each replica that runs has a lease, and they know of each other.
+    /// Waits until each replica that runs is a member, knows the others, and has a lease.
     pub(crate) async fn settled(&self) {
         let running: Vec<&Replica> = self.replicas.iter().filter(|replica| replica.runs()).collect();
         for replica in &running {
-            wait(&format!("{} has a lease among {}", replica.name, running.len()), async || {
-                let members = replica.metric("makegate_replicas_members").await;
-                replica.has_lease().await && members.is_some_and(|members| members >= running.len() as f64)
+            wait(&format!("{} has a lease", replica.name), async || replica.has_lease().await).await;
+        }
+        wait(&format!("{} are members", running.len()), async || {
+            let alive = "select count(*) from mg.member where not gone";
+            self.engine.try_sql(DATABASE, alive).is_ok_and(|count| count == running.len().to_string())
+        })
+        .await;
+    }
+
+    /// Waits until each replica that runs sends reads and writes: in a young epoch it does neither at first.
+    pub(crate) async fn open(&self) {
+        for replica in self.replicas.iter().filter(|replica| replica.runs()) {
+            wait(&format!("{} reads", replica.name), async || {
+                let read = replica.send(ALL, "GET", SPARE, &["cache-control: no-store"], "").await;
+                read.is_some_and(|reply| reply.status == 200)
+            })
+            .await;
+            wait(&format!("{} writes", replica.name), async || {
+                let body = format!(r#"{{"name":"by {}"}}"#, replica.name);
+                let write = replica.send(ALL, "PATCH", SPARE, &[], &body).await;
+                write.is_some_and(|reply| reply.status == 200)
             })
             .await;
         }

@@ -1,0 +1,126 @@
+//! From one replica to several, from one release to the next, and who must not take part.
+
+use makegate::sandbox::{Fault, FaultKind, SandboxSettings};
+
+use crate::support::fleet::{DATABASE, Fleet, FleetPlan, wait};
+use crate::support::postgres::Postgres;
+use crate::support::{ALL, LIST, ORG, Plan};
+
+const NEW: &str = r#"{"name":"n","regionId":1,"timezoneId":1,"countryId":1}"#;
+
+async fn prepared(plan: FleetPlan) -> Fleet {
+    let engine = Postgres::start(&[]);
+    engine.database(DATABASE);
+    plan.prepare(engine).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_knew_all_know_when_it_takes_part() {
+    if !Postgres::available() {
+        return;
+    }
+    let plan = FleetPlan {
+        replicas: 2,
+        plan: || Plan::default().set("upstream", "look = false\nquota = \"20/min\"\nquota_wait = \"1s\""),
+        sandbox: |sandbox: &mut SandboxSettings| {
+            sandbox.window = makegate::sandbox::MinuteWindow::Sliding;
+            sandbox.seed_organizations.iter_mut().for_each(|seed| seed.api_limit = Some(20));
+        },
+        ..FleetPlan::default()
+    };
+    let mut fleet = prepared(plan).await;
+    // Alone, without [replicas]: a write that is done, one in doubt, and a part of the quota.
+    let with = fleet.replicas[0].config_text();
+    let (without, section) = with.split_once("[replicas]").unwrap();
+    assert!(section.contains("key_file"), "{section}");
+    fleet.replicas[0].set_config_text(without);
+    fleet.replicas[0].start().await;
+    let alone = &fleet.replicas[0];
+    let done = alone.send(ALL, "POST", LIST, &["idempotency-key: k"], NEW).await.unwrap().expect(200);
+    fleet.sandbox.fault(Fault::once("POST", LIST, FaultKind::Reset { effect: true }));
+    let equal = NEW.replace("\"n\"", "\"d\"");
+    let doubt = alone.send(ALL, "POST", LIST, &[], &equal).await.unwrap().refused(502, "MG222");
+    let doubt = doubt.header("x-request-id").unwrap();
+    for _ in 0..15 {
+        alone.send(ALL, "GET", ORG, &["cache-control: no-store"], "").await.unwrap().expect(200);
+    }
+    assert_eq!(fleet.replicas[0].end(), Some(0));
+    fleet.replicas[0].set_config_text(&with);
+    fleet.init();
+    for replica in &mut fleet.replicas {
+        replica.start().await;
+    }
+    fleet.settled().await;
+    for replica in &fleet.replicas {
+        wait("the key is known", async || {
+            let again = replica.send(ALL, "POST", LIST, &["idempotency-key: k"], NEW).await.unwrap();
+            again.status == 200 && again.header("idempotent-replayed") == Some("true") && again.body == done.body
+        })
+        .await;
+        let held = replica.send(ALL, "POST", LIST, &[], &equal).await.unwrap().refused(409, "MG161");
+        assert!(held.text().contains(doubt), "{held:?}");
+    }
+    for _ in 0..20 {
+        fleet.replicas[1].send(ALL, "GET", ORG, &["cache-control: no-store"], "").await.unwrap();
+    }
+    let received = fleet.sandbox.received();
+    assert!(received.iter().all(|received| received.status != Some(429)), "the quota of before was forgotten");
+    assert_eq!(fleet.sandbox.received_of("POST", LIST).len(), 2);
+    // Its records so far are shipped as well.
+    crate::rounds::shipped(&fleet).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_after_the_other_is_restarted_and_callers_notice_nothing() {
+    if !Postgres::available() {
+        return;
+    }
+    let mut fleet = FleetPlan { replicas: 2, ..FleetPlan::default() }.start().await;
+    for round in 0..2 {
+        for restarted in 0..2 {
+            assert_eq!(fleet.replicas[restarted].end(), Some(0));
+            let other = &fleet.replicas[1 - restarted];
+            // Whoever leaves in order is waited for by nobody.
+            let body = format!(r#"{{"name":"{round} {restarted}"}}"#);
+            other.send(ALL, "PATCH", ORG, &[], &body).await.unwrap().expect(200);
+            other.get(ALL, ORG).await.expect(200);
+            fleet.replicas[restarted].start().await;
+            fleet.settled().await;
+            let reply = fleet.replicas[restarted].get(ALL, ORG).await.expect(200);
+            assert!(reply.text().contains(&format!("{round} {restarted}")), "{reply:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_cannot_take_part_says_why_and_answers_nothing() {
+    if !Postgres::available() {
+        return;
+    }
+    let mut fleet = prepared(FleetPlan { replicas: 3, ..FleetPlan::default() }).await;
+    // Without a schema, or with that of another version.
+    fleet.init();
+    fleet.sql("update mg.about set version = version + 1");
+    fleet.replicas[0].start().await;
+    let says = async |fleet: &Fleet, replica: usize, what: &str| {
+        let replica = &fleet.replicas[replica];
+        wait(what, async || replica.home.process_log().contains(what)).await;
+        replica.get(ALL, ORG).await.refused(503, "MG241");
+        let ready = replica.page("/readyz").await.unwrap().expect(200);
+        assert!(ready.text().contains("[!] replicas"), "{ready:?}");
+    };
+    says(&fleet, 0, "run `makegate replicas init`").await;
+    fleet.sql("update mg.about set version = version - 1");
+    fleet.settled().await;
+    // With another key.
+    std::fs::write(fleet.replicas[1].home.path().join("replicas.key"), [7; 32]).unwrap();
+    fleet.replicas[1].start().await;
+    says(&fleet, 1, "key_file is not the key that the other replicas use").await;
+    // With a name that another one has.
+    let text = fleet.replicas[2].config_text().replace("\"replica-2\"", "\"replica-0\"");
+    fleet.replicas[2].set_config_text(&text);
+    fleet.replicas[2].start().await;
+    says(&fleet, 2, "give each replica its own replicas.name").await;
+    assert!(fleet.replicas[0].has_lease().await, "the one that was first goes on");
+    wait("it answers", async || fleet.replicas[0].get(ALL, ORG).await.status == 200).await;
+}

@@ -22,7 +22,7 @@ use http_body_util::Empty;
 use tokio::time::timeout;
 use tower::Service as _;
 
-use crate::audit::{AuditLog, LogShipper, SharedLog, ShipSettings};
+use crate::audit::{AuditLog, LogSharing, LogShipper, ShipSettings};
 use crate::cache::Cache;
 use crate::clock::Clock;
 use crate::config::{Config, LoadedConfig};
@@ -142,7 +142,7 @@ impl Service {
         let watch = Watch::new(&files).map_err(StartError::failed)?;
         let (tasks, operator_tasks) = (Tasks::new(), Tasks::new());
         let doors = BoundDoors::bind(&config, sockets, certificates, &clock, [&tasks, &operator_tasks])?;
-        let shared = replicas.as_ref().map(|settings| SharedLog { key: settings.key, keep: settings.config.keep });
+        let shared = replicas.as_ref().map(|settings| LogSharing { key: settings.key, keep: settings.config.keep });
         let opened = AuditLog::open_shared(&config.audit, clock.clone(), shared);
         let (log, recovered) = opened.map_err(StartError::failed)?;
         let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));

@@ -39,7 +39,7 @@ pub use log::buffer::CannotRecord;
 pub use log::disk_usage::DiskUsage;
 pub use log::record_room::RecordRoom;
 pub use log::shared::LogOutage;
-pub use log::{AuditLog, LogCounts, SharedLog};
+pub use log::{AuditLog, LogCounts, LogSharing};
 pub(crate) use open_writes::ADOPTED;
 pub use open_writes::doubt_room::DoubtRoom;
 pub use open_writes::doubts::{Doubt, Doubts, SettlementClaim};

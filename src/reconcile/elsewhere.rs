@@ -77,7 +77,8 @@ async fn decide_elsewhere(gateway: Arc<Gateway>, doubt: Doubt, verdict: Settleme
         )
     });
     tracing::info!(target: ALWAYS, request = %doubt.request, replica, done, "a write in doubt of another replica was settled");
-    gateway.fence_doubt(&doubt, Invalidation::Settled { settle: gateway.policy().config.cache.settle });
+    let after = Invalidation::Settled { settle: gateway.policy().config.cache.settle };
+    gateway.fence_doubt(&doubt, after).everywhere_or_later(&gateway.tasks).await;
     Ok(())
 }
 

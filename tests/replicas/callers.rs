@@ -76,7 +76,8 @@ impl Callers {
         let body = format!(r#"{{"typeId":2,"name":"{name}","value":"x"}}"#);
         let key = format!("idempotency-key: {name}");
         let is_keyed = random.bool();
-        let headers = with_key(ALL, if is_keyed { &[&key] } else { &[] });
+        let own = [&*key];
+        let headers = with_key(ALL, if is_keyed { &own } else { &[] });
         let start = self.tick();
         let reply = attempt(self.gateways[replica], "POST", &path, &headers, &body).await;
         if is_keyed {
@@ -104,7 +105,8 @@ impl Callers {
         let words = ["", "", "", "", "max-age=0", "max-stale=1000", "only-if-cached", "max-age=3"];
         let word = *random.choice(&words).unwrap();
         let header = format!("cache-control: {word}");
-        let headers = with_key(key, if word.is_empty() { &[] } else { &[&header] });
+        let own = [&*header];
+        let headers = with_key(key, if word.is_empty() { &[] } else { &own });
         let start = self.tick();
         let reply = attempt(self.gateways[replica], "GET", &target, &headers, "").await;
         let shown = reply.as_ref().filter(|reply| reply.status == 200).map(|reply| shown(id, &reply.json()));

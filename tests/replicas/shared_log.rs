@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use makegate::audit::{AuditLog, Kind, LogShipper, Record, ShipSettings};
+use makegate::audit::{AuditLog, Kind, LogSharing, LogShipper, Record, ShipSettings};
 use makegate::clock::Clock;
 use makegate::config::{AuditConfig, ReplicasConfig, SecretSource, ShippedRecords, WithoutLease};
 use makegate::ids::RequestId;
@@ -76,7 +76,7 @@ impl SharedLog {
         let settings_of_replicas =
             ReplicasSettings { config, url: url.to_owned().into(), roots: None, name: name.into(), key: KEY };
         let replicas = Replicas::start(settings_of_replicas, "test", clock.clone(), &tasks).unwrap();
-        let log = AuditLog::open_to_ship(settings, clock, 30 * DAY).unwrap().0;
+        let log = AuditLog::open_shared(settings, clock, Some(LogSharing { key: KEY, keep: 30 * DAY })).unwrap().0;
         Self { replicas, log, records, tasks }
     }
 

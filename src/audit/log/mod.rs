@@ -80,7 +80,7 @@ impl Drop for WaitingWriter {
 
 /// What the log of one of several replicas shares with theirs.
 #[derive(Clone, Copy)]
-pub struct SharedLog {
+pub struct LogSharing {
     /// The key of fingerprints.
     pub key: [u8; 32],
     /// How long the table keeps the records that are shipped to it.
@@ -109,7 +109,7 @@ impl AuditLog {
     pub fn open_shared(
         settings: &config::AuditConfig,
         clock: Clock,
-        shared: Option<SharedLog>,
+        shared: Option<LogSharing>,
     ) -> Result<(Arc<Self>, Recovered), OpenError> {
         Self::open_with(settings, clock, Arc::new(MachineDisk), shared)
     }
@@ -130,7 +130,7 @@ impl AuditLog {
         settings: &config::AuditConfig,
         clock: Clock,
         disk: Arc<dyn Disk>,
-        replica: Option<SharedLog>,
+        replica: Option<LogSharing>,
     ) -> Result<(Arc<Self>, Recovered), OpenError> {
         let dir = &settings.dir;
         let lock: Arc<File> = disk::lock_folder(dir)?.into();

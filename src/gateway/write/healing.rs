@@ -233,7 +233,8 @@ impl HealingRound<'_> {
         if let Some(((doubt, _), gateway)) = doubt.zip(self.gateway) {
             let policy = gateway.policy();
             let cache = &policy.config.cache;
-            gateway.fence_doubt(&doubt, Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt });
+            let after = Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt };
+            gateway.fence_doubt(&doubt, after).in_background(&gateway.tasks);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ import glob
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -23,14 +24,14 @@ class Composed:
         text = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda match: values[match[1]], path.read_text())
         self.engine, self.scratch, self.name = engine, scratch, path.stem
         self.file = yaml.safe_load(text)
-        self.containers = {}
+        self.containers, self.ended = {}, set()
         self.postgres = None
 
     def start(self):
         for name, service in self.file["services"].items():
             check(set(service) <= KNOWN, f"{self.name}: this test does not know {set(service) - KNOWN}")
             before = service.get("depends_on", [])
-            check(set(before) <= {*self.containers, "postgres"}, f"{self.name}: {name} is started before {before}")
+            check(set(before) <= {*self.containers, *self.ended, "postgres"}, f"{self.name}: {name} is started before {before}")
             for other in before if isinstance(before, dict) else ():
                 self.wait(other, before[other]["condition"])
             if service["image"].rpartition("/")[2].startswith("postgres:"):
@@ -65,6 +66,9 @@ class Composed:
         if condition == "service_healthy":
             return self.postgres.wait()
         check(condition == "service_completed_successfully", f"{self.name}: this test does not know {condition}")
+        if name in self.ended:
+            return
+        self.ended.add(name)
         container = self.containers.pop(name)
         code = self.engine.podman("wait", container).strip()
         check(code == "0", f"{self.name}: {name} ended with {code}: {self.engine.try_podman('logs', container).stderr}")
@@ -100,7 +104,7 @@ class Postgres:
         check(False, f"PostgreSQL does not start: {(self.folder / 'log').read_text()}")
 
     def stop(self):
-        self.server.terminate()
+        self.server.send_signal(signal.SIGINT)  # It does not wait for its clients.
         self.server.wait(timeout=60)
         shutil.rmtree(self.folder)
 

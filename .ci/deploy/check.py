@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks everything in deploy/ that needs no container: .ci/deploy/check.py MAKEGATE
 
-The systemd units, the Kubernetes files and the Helm chart, the compose file, GitHub's workflows, and what reads the log.
+The systemd units, the Kubernetes files and the Helm chart, the compose files, GitHub's workflows, and what reads the log.
 """
 
 import re
@@ -67,7 +67,7 @@ def analyze(*arguments):
 def schemas():
     command = [sys.executable, "-m", "check_jsonschema", "--quiet"]
     for schema, files in (
-        (["--builtin-schema", "vendor.compose-spec"], [DEPLOY / "compose.yaml"]),
+        (["--builtin-schema", "vendor.compose-spec"], [DEPLOY / "compose.yaml", DEPLOY / "compose-replicas.yaml"]),
         (["--builtin-schema", "vendor.github-workflows"], sorted((ROOT / ".github/workflows").iterdir())),
         (["--check-metaschema"], [DEPLOY / "helm/makegate/values.schema.json"]),
     ):

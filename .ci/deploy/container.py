@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds deploy/Containerfile's image from a binary that is there already, and runs it as its head and deploy/compose.yaml say:
+"""Builds deploy/Containerfile's image from a binary that is there already, and runs it as its head and the compose files say:
 .ci/deploy/container.py BINARY
 
 No registry is asked: the stage that compiles is left out, and what it would leave behind is put together here. A machine that cannot run
@@ -20,6 +20,7 @@ import urllib.request
 from pathlib import Path
 
 import tools
+from compose import Composed, published_anywhere, why_no_postgres
 from tools import check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +48,7 @@ def main(binary):
             if no_compose:
                 return skip(f"compose.yaml, because PyYAML cannot be installed: {no_compose}")
             as_compose_says(engine, Path(scratch))
+            as_compose_replicas_says(engine, Path(scratch))
         finally:
             engine.tidy()
 
@@ -141,9 +143,11 @@ def libraries(binary):
     return [Path(path) for path in re.findall(r"(/\S+)", told) if path != str(binary)]
 
 
-def answer(port, path, key=None):
-    """The status and body of a GET, waiting until somebody listens."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
+def answer(port, path, key=None, method="GET", body=None):
+    """The status and body of an answer, waiting until somebody listens."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method, data=body and body.encode())
+    if body:
+        request.add_header("Content-Type", "application/json")
     if key:
         request.add_header("Authorization", f"Bearer {key}")
     for _ in range(100):
@@ -155,11 +159,6 @@ def answer(port, path, key=None):
         except OSError:
             time.sleep(0.1)
     sys.exit(f"FAILED: nobody listens at port {port}")
-
-
-def published_anywhere(arguments):
-    """The same ports, but free ones on this machine."""
-    return [re.sub(r"^127\.0\.0\.1:\d+:(\d+)$", r"127.0.0.1::\1", argument) for argument in arguments]
 
 
 def as_its_head_says(engine, scratch):
@@ -222,45 +221,63 @@ def stop(engine, container):
 
 
 def as_compose_says(engine, scratch):
-    """Both services with their options, as docker compose starts them."""
-    import yaml
-
-    text = (DEPLOY / "compose.yaml").read_text()
+    """Both services of compose.yaml."""
     values = {"OPERATOR_KEY": "an-operator-key-for-one-test", "DASHBOARD_SHA256": hashlib.sha256(KEY.encode()).hexdigest()}
-    file = yaml.safe_load(re.sub(r"\$\{(\w+):\?[^}]*\}", lambda match: values[match[1]], text))
-    known = {"build", "image", "ports", "environment", "configs", "volumes", "read_only", "cap_drop", "security_opt", "stop_grace_period",
-             "restart", "command", "network_mode", "depends_on"}
-    started = {}
-    for name, service in file["services"].items():
-        check(set(service) <= known, f"compose.yaml: this test does not know {set(service) - known}")
-        options = ["--read-only"] if service["read_only"] else []
-        options += [f"--cap-drop={capability}" for capability in service["cap_drop"]]
-        options += [f"--security-opt={option}" for option in service.get("security_opt", [])]
-        options += [f"--env={key}={value}" for key, value in service.get("environment", {}).items()]
-        for volume in service.get("volumes", []):
-            options.append(f"--volume=compose-{volume}")
-        for config in service.get("configs", []):
-            content = scratch / f"compose-{config['source']}"
-            content.write_text(file["configs"][config["source"]]["content"])
-            options.append(f"--volume={content}:{config['target']}:ro")
-        for port in published_anywhere(service.get("ports", [])):
-            options += ["-p", port]
-        if "network_mode" in service:
-            options.append(f"--network=container:{started[service['network_mode'].removeprefix('service:')]}")
-        started[name] = engine.start(*options, service["image"], *service.get("command", []))
-    gateway, operator = (engine.port(started["makegate"], port) for port in (8080, 8081))
-    status, body = answer(gateway, "/livez")
-    for _ in range(50):
-        status, body = answer(gateway, "/api/v2/organizations", KEY)
-        if status == 200:
-            break
-        time.sleep(0.2)
-    check(status == 200 and '"organizations"' in body, f"the simulated Make's answer: {status} {body}")
+    composed = Composed(engine, scratch, DEPLOY / "compose.yaml", values)
+    composed.start()
+    makegate = composed.containers["makegate"]
+    gateway, operator = (engine.port(makegate, port) for port in (8080, 8081))
+    until(lambda: answer(gateway, "/api/v2/organizations", KEY), lambda status, body: status == 200 and '"organizations"' in body)
     check(answer(operator, "/quota.json", values["OPERATOR_KEY"])[0] == 200, "the operator door")
-    healthy(engine, started["makegate"])
-    for container in reversed(list(started.values())):
+    healthy(engine, makegate)
+    for container in reversed(list(composed.containers.values())):
         stop(engine, container)
     print("as deploy/compose.yaml says: a request through the gateway to the simulated Make")
+
+
+def as_compose_replicas_says(engine, scratch):
+    """Two replicas and PostgreSQL: what one writes the other reads, one is enough, and without PostgreSQL no memory is believed."""
+    why_not = why_no_postgres()
+    if why_not:
+        return skip(f"compose-replicas.yaml: {why_not}")
+    values = {"OPERATOR_KEY": "an-operator-key-for-one-test", "DASHBOARD_SHA256": hashlib.sha256(KEY.encode()).hexdigest(),
+              "POSTGRES_PASSWORD": "a-password-for-one-test"}
+    composed = Composed(engine, scratch, DEPLOY / "compose-replicas.yaml", values)
+    try:
+        composed.start()
+        one, two, operator, other = (engine.port(composed.containers["sandbox"], port) for port in (8080, 8090, 8081, 8091))
+        path = "/api/v2/organizations/11"
+        for port in (one, two):
+            until(lambda: answer(port, path, KEY), lambda status, _: status == 200)
+        members = lambda port: sorted((one["name"], one["state"]) for one in json.loads(answer(port, "/replicas.json", values["OPERATOR_KEY"])[1])["replicas"])
+        until(lambda: (200, members(other)), lambda _, found: found == [("makegate-1", "live"), ("makegate-2", "live")])
+        status, body = answer(one, path, KEY, method="PATCH", body='{"name": "a new name"}')
+        check(status == 200, f"a write: {status} {body}")
+        status, body = answer(two, path, KEY)
+        check(status == 200 and "a new name" in body, f"the other replica's answer after a write: {status} {body}")
+        for name in ("makegate-1", "makegate-2"):
+            healthy(engine, composed.containers[name])
+        engine.podman("kill", composed.containers.pop("makegate-1"))
+        status, body = answer(two, path, KEY)
+        check(status == 200, f"one replica alone: {status} {body}")
+        composed.postgres.stop()
+        composed.postgres = None
+        until(lambda: answer(two, path, KEY), lambda status, body: status == 503 and "MG241" in body)
+        for container in reversed(list(composed.containers.values())):
+            stop(engine, container)
+    finally:
+        if composed.postgres:
+            composed.postgres.stop()
+    print("as deploy/compose-replicas.yaml says: a write through one replica is read through the other, which goes on alone")
+
+
+def until(ask, is_right):
+    for _ in range(150):
+        status, body = ask()
+        if is_right(status, body):
+            return
+        time.sleep(0.2)
+    sys.exit(f"FAILED: {status} {body}")
 
 
 if __name__ == "__main__":

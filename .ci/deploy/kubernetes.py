@@ -30,7 +30,13 @@ WRONG_VALUES = {
     "an organization that is no number": "config: { caller: [{ name: a, grants: ['*'], organizations: [x] }] }",
     "a tag as digest": "image: { digest: latest }",
     "runbooks at no URL": "prometheusRule: { runbooks: docs/runbooks.md }",
+    "no replica": "replicas: 0",
+    "a volume that several replicas share": "{ replicas: 2, persistence: { existingClaim: log } }",
+    "one name for all replicas": "{ replicas: 2, config: { replicas: { name: gate } } }",
+    "a database's URL that is not a secret": "{ replicas: 2, config: { replicas: { url_file: /etc/makegate/postgres } } }",
 }
+# How many pods a set of values makes, where it is not one that needs no database.
+REPLICAS = {"replicas-values.yaml": 3, "left-values.yaml": 1}
 
 
 def check_all(makegate):
@@ -49,7 +55,9 @@ def check_all(makegate):
     for file in [None, *values]:
         more = ["--values", file] if file else []
         rendered = ran("template", "gate", CHART, *more)
-        documents(f"chart, {file.name if file else 'default values'}", rendered, versions, makegate)
+        name = file.name if file else "default values"
+        documents(f"chart, {name}", rendered, versions, makegate)
+        replicas(f"chart, {name}", rendered, REPLICAS.get(name))
         rules += alerts(rendered)
         notes = ran("install", "gate", CHART, "--dry-run=client", *more)
         check("port-forward" in notes, f"NOTES.txt says nothing: {notes}")
@@ -86,6 +94,34 @@ def documents(where, text, versions, makegate):
                 configuration(document["data"]["makegate.toml"], makegate)
     except Wrong as wrong:
         fail(f"{where}: {wrong}")
+
+
+def replicas(where, rendered, count):
+    """Several replicas have the database's URL and key from the Secret, a Job that gets it ready, and the way to it; one has none of that."""
+    every = [document for document in yaml.safe_load_all(rendered) if document]
+    of = {(document["kind"], document["metadata"]["name"].removeprefix("gate-makegate")): document for document in every}
+    stateful, policy = of["StatefulSet", ""]["spec"], of.get(("NetworkPolicy", ""))
+    config = tomllib.loads(of["ConfigMap", ""]["data"]["makegate.toml"]).get("replicas")
+    check(stateful["replicas"] == (count or 1), f"{where}: {stateful['replicas']} pods")
+    check((config is not None) == (count is not None) == (("Job", "-init") in of), f"{where}: [replicas] and its Job are not there together")
+    several = (count or 1) > 1
+    spread = stateful["template"]["spec"].get("topologySpreadConstraints", [])
+    check(several <= bool(spread) and several == ("minReadySeconds" in stateful), f"{where}: how the pods are spread and updated")
+    for constraint in spread:
+        check(selects(constraint["labelSelector"]["matchLabels"], stateful["template"]), f"{where}: it spreads other pods")
+    check(not several or stateful["volumeClaimTemplates"], f"{where}: no volume for each replica")
+    if count is None:
+        return
+    secret = "/run/secrets/makegate/"
+    check(config["url_file"].startswith(secret) and config["key_file"].startswith(secret) and "name" not in config, f"{where}: {config}")
+    job = of["Job", "-init"]
+    check(job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade", f"{where}: the Job does not run before the pods")
+    check(of["ConfigMap", "-init"]["data"] == of["ConfigMap", ""]["data"], f"{where}: the Job has another configuration")
+    of_pods, of_job = (template["spec"]["volumes"] for template in (stateful["template"], job["spec"]["template"]))
+    secrets = [[volume["secret"] for volume in volumes if volume["name"] == "secrets"] for volumes in (of_pods, of_job)]
+    check(secrets[0] == secrets[1], f"{where}: the Job has another Secret")
+    ports = [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]] if policy else []
+    check(not policy or len(ports) == 4, f"{where}: the way to the database: {ports}")
 
 
 def alerts(rendered):
@@ -129,6 +165,8 @@ def fits_together(every):
     for document in every:
         if document["kind"] == "Pod":
             pod(document["metadata"], document["spec"], [], there)
+        if document["kind"] == "Job":
+            pod(document["spec"]["template"]["metadata"], document["spec"]["template"]["spec"], [], there)
         if document["kind"] == "StatefulSet":
             spec = document["spec"]
             template = spec["template"]
@@ -179,6 +217,8 @@ def pod(metadata, spec, claims, there):
                              ("PersistentVolumeClaim", ("persistentVolumeClaim", "claimName"))):
             if member[0] in volume:
                 require((kind, volume[member[0]][member[1]]) in there, f"{name}: there is no {kind} {volume[member[0]][member[1]]}")
+    mounted = {mount["name"] for container in containers(spec) for mount in container.get("volumeMounts", [])}
+    require(set(volumes) <= mounted, f"{name}: nobody uses {set(volumes) - mounted}")
     require(("ServiceAccount", spec.get("serviceAccountName", "default")) in there, f"{name}: its service account")
     for container in containers(spec):
         own = container["securityContext"]

@@ -11,6 +11,7 @@
 //!
 //! `<!-- commands: clone -->` on a page: it begins in a fresh clone of the repository, and nothing runs. `service`: it begins in the folder
 //! of a makegate that runs as the Debian package has it (`documents/service.sh`). `https`: the same, and its gateway door speaks TLS.
+//! `postgres`: it begins in an empty folder, and starts and stops a PostgreSQL of its own (`documents/postgres.sh`).
 
 mod blocks;
 mod deploy;
@@ -29,8 +30,18 @@ use self::blocks::Block;
 /// What stands before the commands of every page; and of those beside a service.
 const BEGINNING: &str = include_str!("documents/begin.sh");
 const SERVICE: &str = include_str!("documents/service.sh");
+const POSTGRES: &str = include_str!("documents/postgres.sh");
 /// The ports that the documents name, and how far each is from the first of those that a test takes.
-const PORTS: [(&str, u16); 5] = [(":8080", 0), (":8081", 1), (":8082", 2), (":9464", 3), (":8443", 4)];
+const PORTS: [(&str, u16); 8] = [
+    (":8080", 0),
+    (":8081", 1),
+    (":8082", 2),
+    (":9464", 3),
+    (":8443", 4),
+    (":8090", 5),
+    (":8091", 6),
+    (":5432", 7),
+];
 /// What the documents need everywhere; `.ci/run` sees to it that these are there.
 const TOOLS: [&str; 4] = ["bash", "curl", "jq", "openssl"];
 /// Folders with documents.
@@ -116,7 +127,12 @@ fn session(page: &str, text: &str) -> Result<(), String> {
             String::new()
         }
         Some(kind @ ("service" | "https")) => format!("kind={kind}\n{SERVICE}"),
-        _ => return Err(format!("{page} has commands: begin it with <!-- commands: clone -->, or service, or https")),
+        Some("postgres") if !has_postgres() => {
+            eprintln!("not tested: {page}, because PostgreSQL is not there");
+            return Ok(());
+        }
+        Some("postgres") => POSTGRES.to_owned(),
+        _ => return Err(format!("{page} has commands: begin it with <!-- commands: clone -->, service, https or postgres")),
     };
     let steps = blocks.iter().map(|block| step(page, block)).collect::<String>();
     let script = replaced(&format!("{BEGINNING}{prelude}{steps}\necho '@@@ end'\n"), folder.path());
@@ -175,6 +191,12 @@ fn start(folder: &Path) -> PathBuf {
     start
 }
 
+/// Debian has PostgreSQL's programs in folders of their own.
+fn has_postgres() -> bool {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    versions.map(|version| version.path().join("bin/initdb")).any(|program| program.is_file())
+}
+
 /// What a fresh clone has.
 fn clone(folder: &Path) {
     let start = start(folder);
@@ -209,14 +231,15 @@ fn placed(script: &str) -> String {
         .fold(script, |text, (word, is)| text.replace(word, is))
 }
 
-/// The first of five ports that nobody has, below those that the system gives out.
+/// The first of some ports that nobody has, below those that the system gives out.
 fn free_ports() -> u16 {
+    const COUNT: u16 = PORTS.len() as u16;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Test processes with neighbouring ids run at the same time: each has fifty ports before it comes to those of the next.
     let own = u16::try_from(std::process::id() % 150).unwrap() * 50;
     loop {
-        let first = 20_000 + (own + NEXT.fetch_add(5, Ordering::Relaxed)) % 7_500;
-        if (first..first + 5).all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()) {
+        let first = 20_000 + (own + NEXT.fetch_add(COUNT, Ordering::Relaxed)) % 7_500;
+        if (first..first + COUNT).all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()) {
             return first;
         }
     }

@@ -1,6 +1,7 @@
 # Stands before the commands of every page.
 set -euo pipefail
-trap 'jobs -p | xargs -r kill 2> /dev/null || true; cat "$HOME/pid" 2> /dev/null | xargs -r kill 2> /dev/null || true' EXIT
+at_end() { :; }
+trap 'at_end; jobs -p | xargs -r kill 2> /dev/null || true; cat "$HOME/pid" 2> /dev/null | xargs -r kill 2> /dev/null || true' EXIT
 
 # ended CODE EXPECTED
 ended() {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{bash, read, repository};
 
 /// Programs that are not run here, and why.
-const OTHERS: [(&str, &str); 15] = [
+const OTHERS: [(&str, &str); 16] = [
     ("chmod", "for another user's files"),
     ("chown", "for another user's files"),
     ("curl", "asks the services of compose.yaml, which .ci/deploy/container.py starts and asks"),
@@ -23,6 +23,7 @@ const OTHERS: [(&str, &str); 15] = [
     ("journalctl", "needs systemd"),
     ("kubectl", "needs a cluster; .ci/deploy/kubernetes.py checks what it would apply"),
     ("makegate", "is run here, up to what it does"),
+    ("openssl", "makes a key in the reader's folder"),
     ("promtool", ".ci/deploy/prometheus.py runs it"),
     ("sed", "the address is the reader's"),
     ("systemctl", "needs systemd; .ci/deploy/check.py verifies the units"),

@@ -34,9 +34,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- regexFind "[0-9]+$" . }}
 {{- end }}
 
-{{- /* The configuration, with the certificate that the values name. */ -}}
+{{- /* Whether replicas keep their promises together: not empty. One that does so alone may be left of several. */ -}}
+{{- define "makegate.engine" -}}
+{{- if or (gt (int .Values.replicas) 1) (hasKey .Values.config "replicas") }}yes{{ end }}
+{{- end }}
+
+{{- /* The configuration, with the certificate and the database that the values name. */ -}}
 {{- define "makegate.config" -}}
 {{- $config := deepCopy .Values.config }}
+{{- if include "makegate.engine" . }}
+{{- $engine := dict "url_file" "/run/secrets/makegate/postgres" "key_file" "/run/secrets/makegate/replicas.key" }}
+{{- $_ := set $config "replicas" (mergeOverwrite $engine ($config.replicas | default dict)) }}
+{{- end }}
 {{- if .Values.tls.existingSecret }}
 {{- $tls := dict "cert" "/run/secrets/tls/tls.crt" "key" "/run/secrets/tls/tls.key" }}
 {{- $_ := set $config.gateway "tls" (mergeOverwrite $tls ($config.gateway.tls | default dict)) }}

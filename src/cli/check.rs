@@ -126,12 +126,13 @@ async fn try_shared_engine(config: &ReplicasConfig, files: &Snapshot) -> Vec<Dia
         Err(why) => return failed(&why),
     };
     let tasks = Tasks::new();
-    let session = match EngineSession::connect(&target, &tasks).await {
-        Ok(session) => session,
-        Err(why) => return failed(&format!("cannot reach {}: {why}", target.address())),
+    let connect = || EngineSession::connect(&target, &tasks);
+    let (one, other) = match (connect().await, connect().await) {
+        (Ok(one), Ok(other)) => (one, other),
+        (Err(why), _) | (_, Err(why)) => return failed(&format!("cannot reach {}: {why}", target.address())),
     };
     let key = shared_key(config, files).ok();
-    match trial::try_engine(&session, config, key.as_ref(), Clock::system().wall()).await {
+    match trial::try_engine([&one, &other], config, key.as_ref(), Clock::system().wall()).await {
         Err(why) => failed(&why),
         Ok(findings) => findings
             .into_iter()

@@ -32,3 +32,5 @@ mod records;
 mod rounds;
 mod shared_log;
 mod upgrade;
+mod commands;
+mod rates;

@@ -80,12 +80,12 @@ fn not_postgresql(why: &str) -> TrialFinding {
     TrialFinding::fatal(what, "use PostgreSQL 14 or newer: others speak its language and do not keep its promises")
 }
 
-/// Everything that is wrong with an engine for this replica.
+/// Everything that is wrong with an engine for this replica, asked over two connections of its own.
 ///
 /// # Errors
 /// [`EngineError`].
 pub async fn try_engine(
-    session: &EngineSession,
+    [session, other]: [&EngineSession; 2],
     config: &ReplicasConfig,
     key: Option<&[u8; 32]>,
     now: Timestamp,
@@ -99,7 +99,7 @@ pub async fn try_engine(
     if findings.iter().all(|finding| !finding.is_fatal) {
         findings.extend(rights(session).await?);
     }
-    if !hears(session).await? {
+    if !hears(session, other).await? {
         let help = "give the connection a session of its own (session pooling, or PostgreSQL's own port): behind a pooler that does not, \
                     fences are asked for instead of heard, and statements are not prepared";
         findings.push(TrialFinding::warning("announcements (LISTEN) are not heard", help));
@@ -182,9 +182,9 @@ async fn rights(session: &EngineSession) -> Result<Option<TrialFinding>, EngineE
     }))
 }
 
-/// Whether this session hears what it announces.
-async fn hears(session: &EngineSession) -> Result<bool, EngineError> {
-    session.timed(session.batch_execute("select pg_notify('mg_fence', 'hello')")).await?;
+/// Whether one session hears what another one announces. (A pooler may well tell a session its own announcements.)
+async fn hears(session: &EngineSession, other: &EngineSession) -> Result<bool, EngineError> {
+    other.timed(other.batch_execute("select pg_notify('mg_fence', 'hello')")).await?;
     let heard = async {
         while !session.has_heard() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -15,3 +15,5 @@
 mod support;
 
 mod engine;
+mod fences;
+mod reads;

@@ -34,3 +34,5 @@ mod shared_log;
 mod upgrade;
 mod commands;
 mod rates;
+mod fences;
+mod reads;

@@ -124,9 +124,11 @@ pub(crate) fn any_record(random: &mut fastrand::Rng, now: Timestamp) -> Record<'
     let names = ["billing", "a\0b", "ä \"quoted\" \\", "dashboard", "%_'", "x"];
     let long = "long".repeat(300);
     let age = SignedDuration::from_micros(random.i64(0..3_600_000_000));
-    let kind = Kind::ALL[random.usize(..Kind::ALL.len())];
+    // An intent is waited for, and is not filled in lazily.
+    let kind =
+        Some(Kind::ALL[random.usize(..Kind::ALL.len())]).filter(|kind| *kind != Kind::Intent).unwrap_or(Kind::Request);
     let caller = if random.u8(..20) == 0 { long } else { names[random.usize(..names.len())].to_owned() };
-    let is_write = matches!(kind, Kind::Intent | Kind::Outcome | Kind::Settlement);
+    let is_write = matches!(kind, Kind::Outcome | Kind::Settlement);
     let request = format!("r-{}", random.u8(..40));
     Record {
         request: RequestId::parse(request.as_bytes()).filter(|_| is_write || random.u8(..4) > 0),

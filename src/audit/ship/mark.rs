@@ -62,7 +62,7 @@ impl ShippedMark {
         Some(UnshippedRecords { after: self.seq.load(Ordering::Relaxed), keep: self.keep? })
     }
 
-    pub(super) fn moved(&self, seq: u64) {
+    pub(crate) fn moved(&self, seq: u64) {
         self.seq.store(seq, Ordering::Relaxed);
         if !self.is_known.swap(true, Ordering::Relaxed) {
             let early = std::mem::take(&mut *self.early.lock().unwrap_or_else(PoisonError::into_inner));

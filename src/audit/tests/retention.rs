@@ -208,3 +208,65 @@ fn lines_if_whole(settings: &config::AuditConfig) -> Vec<Value> {
     let texts = segments.iter().filter_map(|first| std::fs::read_to_string(segment::path(&settings.dir, *first)).ok());
     texts.flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>()).collect()
 }
+
+/// Opens a log whose records another table keeps for 30 days.
+async fn open_to_ship(settings: &config::AuditConfig, clock: &Clock) -> Arc<AuditLog> {
+    AuditLog::open_to_ship(settings, clock.clone(), 30 * 24 * HOUR).unwrap().0
+}
+
+/// Adds records of this moment until the log has begun a new segment, which makes retention look for old ones.
+async fn fill_a_segment(log: &AuditLog, settings: &config::AuditConfig, clock: &Clock) {
+    let begun = segment::list(&settings.dir).unwrap().last().copied();
+    while segment::list(&settings.dir).unwrap().last().copied() == begun {
+        log.commit(Record { time: clock.wall(), ..record(Kind::Event, "e") }).await.unwrap();
+    }
+}
+
+fn announced(settings: &config::AuditConfig) -> u64 {
+    let told = lines(settings).into_iter().rfind(|line| line["event"] == "retention");
+    told.map_or(0, |told| told["fields"]["last"].as_u64().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_stays_until_it_is_shipped_or_the_table_would_not_take_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config::AuditConfig { segment_bytes: 1000, retention: 10 * 24 * HOUR, ..settings(&dir) };
+    let clock = Clock::movable();
+    let log = open_to_ship(&settings, &clock).await;
+    fill_a_segment(&log, &settings, &clock).await;
+    let old = *segment::list(&settings.dir).unwrap().last().unwrap() - 1;
+    clock.advance(11 * 24 * HOUR);
+    fill_a_segment(&log, &settings, &clock).await;
+    fill_a_segment(&log, &settings, &clock).await;
+    assert_eq!(announced(&settings), 0, "nothing is shipped");
+    log.shared.shipped.moved(old - 1);
+    fill_a_segment(&log, &settings, &clock).await;
+    assert_eq!(announced(&settings), 0, "the segment's last record is not shipped");
+    log.shared.shipped.moved(old);
+    fill_a_segment(&log, &settings, &clock).await;
+    assert_eq!(announced(&settings), old);
+    clock.advance(31 * 24 * HOUR);
+    fill_a_segment(&log, &settings, &clock).await;
+    assert!(announced(&settings) > old, "no table takes records that are so old");
+    assert_eq!(log.ship_state().unwrap().deleted, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_too_large_loses_what_is_not_shipped_and_says_how_much() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = config::AuditConfig { segment_bytes: 1000, retention_bytes: 6_000, ..settings(&dir) };
+    let log = open_to_ship(&settings, &Clock::system()).await;
+    for _ in 0..12 {
+        fill_a_segment(&log, &settings, &Clock::system()).await;
+    }
+    assert!(announced(&settings) > 20);
+    assert_eq!(log.ship_state().unwrap().deleted, 0, "nobody knows yet what was shipped before the start");
+    let early = announced(&settings);
+    log.shared.shipped.moved(10);
+    assert_eq!(log.ship_state().unwrap().deleted, early - 10);
+    fill_a_segment(&log, &settings, &Clock::system()).await;
+    fill_a_segment(&log, &settings, &Clock::system()).await;
+    let later = announced(&settings);
+    assert!(later > early);
+    assert_eq!(log.ship_state().unwrap().deleted, later - 10);
+}

@@ -27,6 +27,7 @@ mod r04_once;
 mod r05_crash;
 mod r06_records;
 mod r09_quota;
+mod record_pages;
 mod record_queries;
 mod records;
 mod rounds;

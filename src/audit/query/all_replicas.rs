@@ -256,7 +256,7 @@ fn matching(filter: &Filter, found: Vec<FoundRecord>) -> Vec<FoundRecord> {
 pub fn with_replica(line: &str, replica: &str) -> Option<Box<RawValue>> {
     let members = line.trim_end().strip_suffix('}')?;
     let comma = if members.ends_with('{') { "" } else { "," };
-    RawValue::from_string(format!("{members}{comma}\"replica\":\"{replica}\"}}")).ok()
+    RawValue::from_string(format!("{members}{comma}\"replica\":{}}}", serde_json::to_string(replica).ok()?)).ok()
 }
 
 #[cfg(test)]

@@ -21,7 +21,8 @@ use super::log::AuditLog;
 use super::record::Record;
 use super::segment::disk;
 use crate::config::ShippedRecords;
-use crate::replicas::engine::{Engine, EngineError};
+use crate::process_log::STATE;
+use crate::replicas::engine::{Engine, EngineError, Line};
 use crate::replicas::shipping::{RecordDays, Shipment, ShippedLog, ShippedPosition, forget_old};
 
 /// At most so often records are shipped, unless a whole batch waits.
@@ -30,6 +31,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const CHORES: Duration = Duration::from_secs(1800);
 /// Shortest and longest wait after an error.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// How long the first connection may take before it is a trouble.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long reading a batch may take.
 const READ_MAX: Duration = Duration::from_secs(30);
 
@@ -118,8 +121,9 @@ impl LogShipper {
     /// Ships until the log has ended and all of it is shipped, or cannot be.
     pub async fn run(mut self) {
         let (mut synced, ended) = (self.log.shared.synced.subscribe(), self.log.shared.ended.subscribe());
-        let clock = self.log.shared.clock.clone();
         let mut backoff = BACKOFF.0;
+        // The first connection is being made: that it is not there yet is no trouble.
+        self.pause(CONNECT_MAX, true).await;
         loop {
             let has_ended = *ended.borrow() > 0;
             match self.round(has_ended).await {
@@ -137,14 +141,29 @@ impl LogShipper {
                     if has_ended {
                         return;
                     }
-                    let mut end = ended.clone();
-                    tokio::select! {
-                        () = clock.sleep_until(clock.now() + backoff) => {}
-                        _ended = end.wait_for(|threads| *threads > 0) => {}
-                    }
+                    self.pause(BACKOFF.0, false).await;
+                    self.pause(backoff, matches!(error, ShipError::Engine(EngineError::Unreachable))).await;
                     backoff = (backoff * 2).min(BACKOFF.1);
                 }
             }
+        }
+    }
+
+    /// Waits so long, but no longer than until the log has ended or, if that is what is missing, there is a connection.
+    async fn pause(&self, longest: Duration, for_connection: bool) {
+        let clock = &self.log.shared.clock;
+        let mut ended = self.log.shared.ended.subscribe();
+        let connected = async {
+            if for_connection {
+                self.settings.engine.connected(Line::Bulk).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = clock.sleep_until(clock.now() + longest) => {}
+            () = connected => {}
+            _ended = ended.wait_for(|threads| *threads > 0) => {}
         }
     }
 
@@ -318,8 +337,11 @@ impl LogShipper {
     fn note_trouble(&self, cause: Option<&str>) {
         if self.log.shared.shipped.set_trouble(cause, self.log.shared.clock.now()) {
             match cause {
-                Some(cause) => tracing::warn!(behind = self.behind(), "records are not shipped: {cause}"),
-                None => tracing::info!("records are shipped again"),
+                Some(why) => {
+                    let behind = self.log.ship_state().map_or(0, |state| state.behind);
+                    tracing::warn!(target: STATE, why, behind, "records are not shipped");
+                }
+                None => tracing::info!(target: STATE, "records are shipped again"),
             }
         }
     }

@@ -1,7 +1,5 @@
 //! Reads the durable lines that are still to be shipped, in order, as the index reads them.
 
-#![expect(clippy::disallowed_methods, reason = "by `disk::run_blocking`")]
-
 use std::io;
 use std::path::Path;
 
@@ -129,5 +127,73 @@ fn shared_record<'r>(record: &'r Record<'r>, line: &'r str, kind: &'r str) -> Sh
         answer: record.answer.map(Answer::as_str),
         request: record.request.as_ref().map(crate::ids::RequestId::as_str),
         line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const DAYS: RecordDays = RecordDays { known: std::collections::BTreeSet::new(), span: (0, i64::MAX) };
+
+    fn line(seq: u64, event: &str) -> String {
+        format!("{{\"seq\":{seq},\"time\":\"2026-07-01T12:00:00Z\",\"kind\":\"event\",\"event\":\"{event}\"}}\n")
+    }
+
+    fn write(dir: &Path, first: u64, lines: &[String]) -> DurablePosition {
+        let text = lines.concat();
+        fs::write(segment::path(dir, first), &text).unwrap();
+        DurablePosition { segment: first, length: text.len() as u64, ..DurablePosition::default() }
+    }
+
+    fn read(reader: &mut UnshippedReader, dir: &Path, end: DurablePosition) -> (u64, u64) {
+        let batch = reader.read(dir, end, ShippedRecords::All, ("m-0", &DAYS)).unwrap();
+        (batch.records.count(), batch.last)
+    }
+
+    #[test]
+    fn reading_ends_where_the_log_is_durable_and_leaves_void_records_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let first: Vec<String> = (1..=5).map(|seq| line(seq, "first")).collect();
+        let three = write(dir.path(), 1, &first[..3]);
+        write(dir.path(), 1, &first);
+        let mut reader = UnshippedReader::after(dir.path(), 0).unwrap();
+        assert_eq!(read(&mut reader, dir.path(), three), (3, 3));
+        assert_eq!(read(&mut reader, dir.path(), three), (0, 3), "4 and 5 are not durable");
+        // They were written again, in a new segment, because the disk failed.
+        let end = write(dir.path(), 4, &[line(4, "again"), "damaged\n".to_owned(), line(6, "again")]);
+        let batch = reader.read(dir.path(), end, ShippedRecords::All, ("m-0", &DAYS)).unwrap();
+        assert_eq!((batch.records.count(), batch.last), (2, 6));
+        let mut anew = UnshippedReader::after(dir.path(), 2).unwrap();
+        assert_eq!(read(&mut anew, dir.path(), end), (3, 6), "3, and 4 and 6 of the new segment");
+        assert_eq!(read(&mut UnshippedReader::after(dir.path(), 6).unwrap(), dir.path(), end), (0, 6));
+        fs::remove_file(segment::path(dir.path(), 1)).unwrap();
+        assert_eq!(
+            read(&mut UnshippedReader::after(dir.path(), 1).unwrap(), dir.path(), end),
+            (2, 6),
+            "the rest is deleted"
+        );
+    }
+
+    #[test]
+    fn batches_are_bounded_and_days_without_room_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines: Vec<String> = (1..=BATCH_RECORDS + 10).map(|seq| line(seq, "many")).collect();
+        let end = write(dir.path(), 1, &lines);
+        let mut reader = UnshippedReader::after(dir.path(), 0).unwrap();
+        assert_eq!(read(&mut reader, dir.path(), end), (BATCH_RECORDS, BATCH_RECORDS));
+        let none = RecordDays { span: (1, 0), ..DAYS };
+        let batch = reader.read(dir.path(), end, ShippedRecords::All, ("m-0", &none)).unwrap();
+        assert_eq!((batch.records.count(), batch.skipped, batch.last), (0, 10, BATCH_RECORDS + 10));
+    }
+
+    #[test]
+    fn a_kind_of_another_version_is_shipped_as_it_is() {
+        let text = r#"{"seq":7,"time":"2026-07-01T12:00:00Z","kind":"dream"}"#;
+        let record = Record::parse(text.as_bytes()).unwrap();
+        assert_eq!(kind_of(&record, text.as_bytes()), "dream");
+        assert!(is_wanted(&record, ShippedRecords::Writes), "what nobody knows here may be important");
     }
 }

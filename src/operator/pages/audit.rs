@@ -105,7 +105,7 @@ pub(crate) async fn audit(
     Extension(operator): Extension<Arc<Operator>>,
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
-    let asked = AskedReplica::of(&state, &view.query)?;
+    let asked = AskedReplica::of_records(&state, &view.query)?;
     let filters = || view.query.iter().filter(|(name, _)| *name != EXPORT);
     let is_table = view.format == PageFormat::Csv;
     let exported = (is_table || view.query.has(EXPORT)).then(|| {
@@ -142,7 +142,7 @@ async fn found(
     filter.after = filter.after.or(number);
     let log = &state.gateway.log;
     log.flush().await;
-    let mut note = None;
+    let mut note = asked.note();
     if let AskedReplica::Shared(replicas, replica) = &asked
         && number.is_none()
     {

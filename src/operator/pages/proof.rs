@@ -56,7 +56,7 @@ pub(crate) async fn head(
             whose = Some(replica);
             (head, None)
         }
-        AskedReplica::Only | AskedReplica::Own(_) | AskedReplica::Shared(_, None) => {
+        AskedReplica::Only | AskedReplica::Own(_) | AskedReplica::OwnForAll(_) | AskedReplica::Shared(_, None) => {
             (log.head().await, Some(log.head_key().to_string()))
         }
     };

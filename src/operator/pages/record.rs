@@ -67,13 +67,13 @@ pub(crate) async fn record(
     } else {
         &["request", "seq"]
     })?;
-    let mut asked = AskedReplica::of(&state, query)?;
+    let mut asked = AskedReplica::of_records(&state, query)?;
     let story = match (query.get("request"), query.get("seq")) {
         (Some(request), None) => Story::Request(request.to_owned()),
         (None, Some(seq)) => {
             // Each log has its own numbers.
             asked = match asked {
-                AskedReplica::Shared(replicas, None) => AskedReplica::Own(replicas),
+                AskedReplica::Shared(replicas, None) | AskedReplica::OwnForAll(replicas) => AskedReplica::Own(replicas),
                 asked => asked,
             };
             Story::Record(seq.to_owned())
@@ -86,7 +86,8 @@ pub(crate) async fn record(
     };
     state.gateway.log.flush().await;
     let own_replica = asked.own_name();
-    let mut search = StorySearch { state: &state, operator: &operator, asked, time: query.get("time"), note: None };
+    let note = asked.note();
+    let mut search = StorySearch { state: &state, operator: &operator, asked, time: query.get("time"), note };
     let records = search.records(&story).await?;
     let note = search.note;
     if view.format == PageFormat::Csv {

@@ -8,6 +8,7 @@ use super::super::query::PageQuery;
 use super::super::refusal::OperatorRefusal;
 use super::super::state::OperatorState;
 use crate::audit::{QueryError, ReplicaBehind, replica_named};
+use crate::config::ShippedRecords;
 use crate::replicas::Replicas;
 
 /// The parameter that names a replica.
@@ -20,6 +21,8 @@ pub(super) enum AskedReplica {
     Only,
     /// This one of several: its own log has more of it than the database, and sooner.
     Own(Arc<Replicas>),
+    /// All, but none ships its records: there are this one's.
+    OwnForAll(Arc<Replicas>),
     /// All, or another.
     Shared(Arc<Replicas>, Option<Arc<str>>),
 }
@@ -47,11 +50,32 @@ impl AskedReplica {
         })
     }
 
+    /// The same for records: if none are shipped, those of this replica are all that can be had.
+    ///
+    /// # Errors
+    /// As [`AskedReplica::of`].
+    pub(super) fn of_records(state: &OperatorState, query: &PageQuery) -> Result<Self, OperatorRefusal> {
+        Ok(match Self::of(state, query)? {
+            Self::Shared(replicas, None) if replicas.config().records == ShippedRecords::None => {
+                Self::OwnForAll(replicas)
+            }
+            asked => asked,
+        })
+    }
+
+    /// The note on a page that shows this replica's records in place of all, because none are shipped.
+    pub(super) fn note(&self) -> Option<String> {
+        let Self::OwnForAll(replicas) = self else { return None };
+        Some(format!("These are the records of {} alone, because replicas.records is \"none\".", replicas.name()))
+    }
+
     /// The name that this replica's own records are shown with.
     pub(super) fn own_name(&self) -> Option<Arc<str>> {
         match self {
             Self::Only => None,
-            Self::Own(replicas) | Self::Shared(replicas, _) => Some(replicas.name().clone()),
+            Self::Own(replicas) | Self::OwnForAll(replicas) | Self::Shared(replicas, _) => {
+                Some(replicas.name().clone())
+            }
         }
     }
 

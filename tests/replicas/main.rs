@@ -37,3 +37,4 @@ mod commands;
 mod rates;
 mod fences;
 mod reads;
+mod writes;

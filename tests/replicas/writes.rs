@@ -1,0 +1,217 @@
+//! Promises 4, 5 and 12 over several replicas: a key counts everywhere, no write is sent twice, and what nobody knows the end of is in
+//! doubt at every replica, whoever sent it and whatever became of that one.
+
+use futures_util::future::{join_all, select};
+use std::pin::pin;
+
+use makegate::sandbox::{Fault, FaultKind};
+use serde_json::Value;
+
+use crate::support::fleet::{Fleet, FleetPlan, Replica, wait};
+use crate::support::postgres::Postgres;
+use crate::support::{ALL, ORG, Plan, Reply, VARIABLES, until};
+
+fn no_looks() -> Plan {
+    Plan::default().set("upstream", "look = false")
+}
+
+fn variable(name: &str) -> String {
+    format!(r#"{{"typeId":2,"name":"{name}","value":"x"}}"#)
+}
+
+async fn create(replica: &Replica, headers: &[&str], name: &str) -> Reply {
+    let sent = replica.send(ALL, "POST", VARIABLES, headers, &variable(name)).await;
+    sent.unwrap_or_else(|| panic!("no answer from {}", replica.name))
+}
+
+/// The same, as soon as writes go on.
+async fn create_once_open(replica: &Replica, headers: &[&str], name: &str) -> Reply {
+    let mut last = create(replica, headers, name).await;
+    for _ in 0..2_000 {
+        if last.status != 503 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        last = create(replica, headers, name).await;
+    }
+    last
+}
+
+fn sent(fleet: &Fleet) -> usize {
+    fleet.sandbox.received_of("POST", VARIABLES).len()
+}
+
+fn settlements(replica: &Replica) -> Vec<Value> {
+    replica.log().into_iter().filter(|record| record["kind"] == "settlement").collect()
+}
+
+/// Starts a write at a replica that Make carries out and never answers, and kills the replica.
+async fn die_in_a_write(fleet: &mut Fleet, at: usize, headers: &[&str], name: &str) {
+    fleet.sandbox.fault(Fault::once("POST", VARIABLES, FaultKind::Hang { effect: true }));
+    let (before, body) = (sent(fleet), variable(name));
+    {
+        let write = pin!(fleet.replicas[at].send(ALL, "POST", VARIABLES, headers, &body));
+        let arrived = pin!(until(|| sent(fleet) > before));
+        assert!(matches!(select(write, arrived).await, futures_util::future::Either::Right(_)), "it was answered");
+    }
+    fleet.replicas[at].kill();
+    fleet.sandbox.clear_faults();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_counts_at_every_replica() {
+    if !Postgres::available() {
+        return;
+    }
+    let fleet = FleetPlan { plan: no_looks, ..FleetPlan::default() }.start().await;
+    let [a, b, c] = &fleet.replicas[..] else { panic!() };
+    let key = ["idempotency-key: k-1"];
+    let first = create_once_open(a, &key, "one").await.expect(200);
+    let again = create_once_open(b, &key, "one").await.expect(200);
+    assert_eq!((first.text(), again.header("idempotent-replayed")), (again.text(), Some("true")));
+    create_once_open(c, &key, "another").await.refused(422, "MG163");
+    assert_eq!(sent(&fleet), 1);
+    // Ten writes with one key at three replicas at once: one is sent, and the others hear that it is, or its answer.
+    let race = (0..10).map(|n| create(&fleet.replicas[n % 3], &["idempotency-key: k-2"], "two"));
+    let answers = join_all(race).await;
+    assert_eq!(sent(&fleet), 2, "{answers:?}");
+    assert!(answers.iter().any(|answer| answer.status == 200), "{answers:?}");
+    assert!(answers.iter().all(|answer| matches!(answer.status, 200 | 409)), "{answers:?}");
+    // A rejected write's answer counts as well.
+    let odd = r#"{"typeId":2,"value":"x"}"#;
+    for replica in [b, a] {
+        let answer = replica.send(ALL, "POST", VARIABLES, &["idempotency-key: k-3"], odd).await.unwrap();
+        assert!((400..500).contains(&answer.status), "{answer:?}");
+    }
+    assert_eq!(sent(&fleet), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_of_a_replica_that_died_is_in_doubt_everywhere_and_settled_from_any() {
+    if !Postgres::available() {
+        return;
+    }
+    let mut fleet = FleetPlan { plan: no_looks, ..FleetPlan::default() }.start().await;
+    create_once_open(&fleet.replicas[0], &[], "warm").await.expect(200);
+    die_in_a_write(&mut fleet, 0, &["x-request-id: job-1"], "lost").await;
+    let key = ["idempotency-key: k-lost", "x-request-id: job-2"];
+    let [_, b, c] = &fleet.replicas[..] else { panic!() };
+    for replica in [b, c] {
+        wait("the write is in doubt there", async || replica.doubts().await.contains(&"job-1".to_owned())).await;
+        create(replica, &[], "lost").await.refused(409, "MG161");
+    }
+    // Its request id is taken: another write gets a new one.
+    let other = create(b, &["x-request-id: job-1"], "other").await.expect(200);
+    assert_ne!(other.header("x-request-id"), Some("job-1"));
+    // Whoever adopted it has it in its log; the other one settles it.
+    let adopted = |replica: &Replica| replica.log().iter().any(|record| record["event"] == "adopted");
+    let (adopter, settler) = if adopted(b) { (b, c) } else { (c, b) };
+    assert!(adopted(adopter) && !adopted(settler));
+    let body = r#"{"as": "not-done", "note": "it is not there"}"#;
+    settler.operate("POST", "/doubts/job-1", body).await.unwrap().expect(200);
+    settler.operate("POST", "/doubts/job-1", body).await.unwrap().expect(404);
+    wait("the adopter records the settlement", async || !settlements(adopter).is_empty()).await;
+    let [settlement] = &settlements(adopter)[..] else { panic!() };
+    let detail = settlement["detail"].as_str().unwrap();
+    assert!(detail.contains(&settler.name) && detail.contains("it is not there"), "{settlement}");
+    assert_eq!((&settlement["request"], &settlement["outcome"]), (&"job-1".into(), &"rejected".into()));
+    for replica in [b, c] {
+        wait("nothing is in doubt any more", async || replica.doubts().await.is_empty()).await;
+    }
+    create(b, &key, "lost").await.expect(200);
+    // The one that died finds it settled.
+    let a = &mut fleet.replicas[0];
+    a.start().await;
+    wait("the owner records the settlement", async || !settlements(a).is_empty()).await;
+    assert!(a.doubts().await.is_empty());
+    for replica in &fleet.replicas {
+        replica.flushed().await;
+        let log = replica.home.path().join("audit");
+        let report = makegate::audit::verify(&log, &makegate::audit::AuditorInput::default(), &mut |_, _| {}).unwrap();
+        assert!(report.problems.is_empty(), "{report:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_settles_its_write_by_its_own_outcome() {
+    if !Postgres::available() {
+        return;
+    }
+    let mut fleet = FleetPlan { plan: no_looks, replicas: 2, ..FleetPlan::default() }.start().await;
+    create_once_open(&fleet.replicas[0], &[], "warm").await.expect(200);
+    fleet.sandbox.fault(Fault::once("POST", VARIABLES, FaultKind::Latency { ms: 6_000 }));
+    let [a, b] = &fleet.replicas[..] else { panic!() };
+    let headers = ["idempotency-key: k-slow", "x-request-id: slow"];
+    let body = variable("slow");
+    let write = a.send(ALL, "POST", VARIABLES, &headers, &body);
+    let meanwhile = async {
+        until(|| sent(&fleet) == 2).await;
+        a.engine.set(crate::support::link::LinkState::Hold);
+        wait("it is in doubt elsewhere", async || b.doubts().await.contains(&"slow".to_owned())).await;
+        create(b, &["idempotency-key: k-slow"], "slow").await.refused(409, "MG164");
+        a.engine.set(crate::support::link::LinkState::Open);
+    };
+    let (_answered, ()) = tokio::join!(write, meanwhile);
+    wait("it is settled by its own outcome", async || !settlements(b).is_empty()).await;
+    let [settlement] = &settlements(b)[..] else { panic!() };
+    assert_eq!(settlement["outcome"], "done");
+    let again = create_once_open(b, &["idempotency-key: k-slow"], "slow").await;
+    assert!(matches!(again.status, 200 | 409), "{again:?}");
+    assert_eq!(sent(&fleet), 2, "it was sent once");
+    fleet.replicas.clear();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_engine_forgot_it_learns_from_the_replicas() {
+    if !Postgres::available() {
+        return;
+    }
+    let mut fleet = FleetPlan { plan: no_looks, replicas: 2, ..FleetPlan::default() }.start().await;
+    let key = ["idempotency-key: k-kept"];
+    let first = create_once_open(&fleet.replicas[0], &key, "kept").await.expect(200);
+    fleet.sandbox.fault(Fault::once("POST", VARIABLES, FaultKind::Reset { effect: true }));
+    create(&fleet.replicas[0], &["x-request-id: torn"], "torn").await.expect(502);
+    let count =
+        |fleet: &Fleet, state: &str| fleet.sql(&format!("select count(*) from mg.write where state = '{state}'"));
+    wait("the doubt is there", async || count(&fleet, "d") == "1").await;
+    // As after a failover to an engine that lacks the newest commits.
+    fleet.sql("delete from mg.write");
+    fleet.engine.kill_backend();
+    fleet.engine.wait_until_ready();
+    fleet.engine.wait_for("select pg_is_in_recovery()", "f");
+    let b = &fleet.replicas[1];
+    let again = create_once_open(b, &key, "kept").await.expect(200);
+    assert_eq!((again.text(), again.header("idempotent-replayed")), (first.text(), Some("true")));
+    create_once_open(b, &[], "torn").await.refused(409, "MG161");
+    assert_eq!((count(&fleet, "d"), count(&fleet, "e"), sent(&fleet)), ("1".to_owned(), "1".to_owned(), 2));
+    // And a row that is in an earlier state than its owner knows.
+    fleet.sql("update mg.write set state = 'u' where key is not null");
+    fleet.engine.kill_backend();
+    fleet.engine.wait_until_ready();
+    wait("the owner corrects it", async || {
+        let ended = "select count(*) from mg.write where key is not null and state = 'e' and body is not null";
+        fleet.engine.try_sql("makegate", ended).is_ok_and(|count| count == "1")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_to_one_path_go_one_at_a_time_whoever_sends_them() {
+    if !Postgres::available() {
+        return;
+    }
+    let fleet = FleetPlan { plan: no_looks, ..FleetPlan::default() }.start().await;
+    create_once_open(&fleet.replicas[0], &[], "warm").await.expect(200);
+    fleet.sandbox.fault(Fault::always("PATCH", ORG, FaultKind::Latency { ms: 150 }));
+    let patch = |n: usize| {
+        let replica = &fleet.replicas[n % 3];
+        async move { replica.send(ALL, "PATCH", ORG, &[], &format!(r#"{{"name": "name {n}"}}"#)).await.unwrap() }
+    };
+    let answers = join_all((0..9).map(patch)).await;
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    let mut times: Vec<_> = fleet.sandbox.received_of("PATCH", ORG).iter().map(|seen| seen.time_ms).collect();
+    times.sort_unstable();
+    assert_eq!(times.len(), 9);
+    assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= 140), "two at a time: {times:?}");
+    wait("no ticket is left", async || fleet.sql("select count(*) from mg.turn") == "0").await;
+}

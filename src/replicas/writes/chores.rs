@@ -10,6 +10,7 @@ use super::{CHORE_MAX, SharedEnd, SharedWrite, SharedWrites, statements};
 use crate::ids::Fingerprint;
 use crate::replicas::Epoch;
 use crate::replicas::engine::{EngineError, Line, Parameters};
+use crate::replicas::members::RATES;
 
 /// A write that another replica sent, and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ impl SharedWrites {
     #[must_use]
     pub fn is_settled(&self, epoch: &Epoch) -> bool {
         let age = self.replicas.clock.boot().saturating_sub(epoch.seen);
-        age > self.replicas.config().lease
+        age > self.replicas.config().lease.mul_f64(RATES)
     }
 
     /// Open writes of replicas that are gone become doubts of this replica. `also_doubts`: also what is in doubt already.

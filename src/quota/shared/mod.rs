@@ -331,7 +331,10 @@ impl SharedTurns {
 
     /// Sets the limit. News are told to the others; what is older gives way to what they know.
     pub(super) fn set_limit(self: &Arc<Self>, limit: u32, from: LimitSource, is_news: bool) {
-        self.desk().wishes.limit = OwnLimit { limit, from, is_news: is_news && from == LimitSource::Learned };
+        let mut desk = self.desk();
+        desk.wishes.limit = OwnLimit { limit, from, is_news: is_news && from == LimitSource::Learned };
+        desk.looked = 0;
+        drop(desk);
         if is_news {
             self.nudge();
         }
@@ -358,6 +361,7 @@ impl SharedTurns {
         let why = {
             let mut desk = self.desk();
             desk.wishes.reopen();
+            desk.looked = 0;
             desk.reserve.reopen(self.group.common.boot());
             self.with_queue(&mut desk, |queue, now| queue.closed_why(now))
         };

@@ -367,6 +367,7 @@ async fn when_the_engines_clock_is_set_the_slot_goes_back_and_the_bucket_is_clos
     let one = fleet.replica(1, QuotaSetting::PerMinute(2), None);
     drop((one.take("a").await, one.take("b").await));
     one.used(2).await;
+    one.clock.advance(Duration::from_millis(300));
     // By the engine's clock, both slots have come back.
     fleet.engine_ms.fetch_add(70_000, Ordering::SeqCst);
     let refused = one.ask("a").await;
@@ -422,9 +423,9 @@ async fn a_turn_that_a_dead_replica_does_not_take_passes_to_another() {
     let mut first = Box::pin(dead.ask("a"));
     tokio::select! { _ = &mut first => panic!("it has to wait"), () = dead.waiting(1) => {} }
     dead.cells.is_cut.store(true, Ordering::SeqCst);
-    let (caller, latest) = ("b".into(), alive.clock.now() + Duration::from_secs(20));
+    let (caller, latest) = ("a".into(), alive.clock.now() + Duration::from_secs(20));
     let mut second = Box::pin(alive.quota.acquire(ORG, &caller, 2, latest));
-    tokio::select! { _ = &mut second => panic!("it has to wait"), () = alive.waiting(2) => {} }
+    tokio::select! { told = &mut second => panic!("it has to wait, but: {told:?}"), () = alive.waiting(2) => {} }
     alive.clock.advance(Duration::from_millis(4_200));
     let steps = async {
         for _ in 0..100 {

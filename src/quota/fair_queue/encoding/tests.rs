@@ -87,13 +87,12 @@ fn sights(state: &SharedState, now: Moment) -> String {
     let mut spenders: Vec<_> = queue.spenders().collect();
     spenders.sort_unstable();
     format!(
-        "{spenders:?} {} {} {} {:?} {:?} {} {:?}",
+        "{spenders:?} {} {} {} {:?} {:?} {:?}",
         queue.used(),
         queue.waiting(),
         queue.lent_count(),
         queue.next_turn(now),
         queue.closed_why(now),
-        queue.kept(now),
         queue.gate,
     )
 }

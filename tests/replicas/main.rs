@@ -15,9 +15,11 @@
 mod support;
 
 mod callers;
+mod commands;
 mod degraded;
 mod engine;
 mod failover;
+mod fences;
 mod history;
 mod leave;
 mod mixer;
@@ -27,14 +29,12 @@ mod r04_once;
 mod r05_crash;
 mod r06_records;
 mod r09_quota;
+mod rates;
+mod reads;
 mod record_pages;
 mod record_queries;
 mod records;
 mod rounds;
 mod shared_log;
 mod upgrade;
-mod commands;
-mod rates;
-mod fences;
-mod reads;
 mod writes;

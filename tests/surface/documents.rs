@@ -32,16 +32,8 @@ const BEGINNING: &str = include_str!("documents/begin.sh");
 const SERVICE: &str = include_str!("documents/service.sh");
 const POSTGRES: &str = include_str!("documents/postgres.sh");
 /// The ports that the documents name, and how far each is from the first of those that a test takes.
-const PORTS: [(&str, u16); 8] = [
-    (":8080", 0),
-    (":8081", 1),
-    (":8082", 2),
-    (":9464", 3),
-    (":8443", 4),
-    (":8090", 5),
-    (":8091", 6),
-    (":5432", 7),
-];
+const PORTS: [(&str, u16); 8] =
+    [(":8080", 0), (":8081", 1), (":8082", 2), (":9464", 3), (":8443", 4), (":8090", 5), (":8091", 6), (":5432", 7)];
 /// What the documents need everywhere; `.ci/run` sees to it that these are there.
 const TOOLS: [&str; 4] = ["bash", "curl", "jq", "openssl"];
 /// Folders with documents.
@@ -132,7 +124,11 @@ fn session(page: &str, text: &str) -> Result<(), String> {
             return Ok(());
         }
         Some("postgres") => POSTGRES.to_owned(),
-        _ => return Err(format!("{page} has commands: begin it with <!-- commands: clone -->, service, https or postgres")),
+        _ => {
+            return Err(format!(
+                "{page} has commands: begin it with <!-- commands: clone -->, service, https or postgres"
+            ));
+        }
     };
     let steps = blocks.iter().map(|block| step(page, block)).collect::<String>();
     let script = replaced(&format!("{BEGINNING}{prelude}{steps}\necho '@@@ end'\n"), folder.path());

@@ -7,6 +7,7 @@ use jiff::SignedDuration;
 use serde_json::Value;
 
 use super::*;
+use crate::audit::LogSharing;
 use crate::audit::log::buffer;
 use crate::audit::recover::recover;
 use crate::clock::Clock;
@@ -211,7 +212,7 @@ fn lines_if_whole(settings: &config::AuditConfig) -> Vec<Value> {
 
 /// Opens a log whose records another table keeps for 30 days.
 async fn open_to_ship(settings: &config::AuditConfig, clock: &Clock) -> Arc<AuditLog> {
-    AuditLog::open_to_ship(settings, clock.clone(), 30 * 24 * HOUR).unwrap().0
+    AuditLog::open_shared(settings, clock.clone(), Some(LogSharing { key: [7; 32], keep: 30 * 24 * HOUR })).unwrap().0
 }
 
 /// Adds records of this moment until the log has begun a new segment, which makes retention look for old ones.

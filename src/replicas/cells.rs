@@ -267,6 +267,8 @@ pub struct EngineClock {
     steps: AtomicU64,
     /// By how much the clock was set in all, in milliseconds, either way.
     stepped: watch::Sender<u64>,
+    /// As long after the last step as it was, since the machine's start, in milliseconds.
+    unsure_until: AtomicU64,
 }
 
 impl EngineClock {
@@ -306,6 +308,7 @@ impl EngineClock {
         *bounds = Some(told);
         drop(bounds);
         self.steps.fetch_add(1, Ordering::Relaxed);
+        self.unsure_until.fetch_max(after.saturating_add(by), Ordering::SeqCst);
         self.stepped.send_modify(|stepped| *stepped += by);
         tracing::warn!(by_ms = by, "the clock of the replicas' database was set: each quota is closed for as long");
         Some(by)
@@ -320,6 +323,13 @@ impl EngineClock {
     #[must_use]
     pub fn steps(&self) -> u64 {
         self.steps.load(Ordering::Relaxed)
+    }
+
+    /// Until when something that was to last may seem over too early, because the clock was set, since the machine's start, in
+    /// milliseconds.
+    #[must_use]
+    pub fn unsure_until(&self) -> u64 {
+        self.unsure_until.load(Ordering::SeqCst)
     }
 
     /// By how much the clock was set in all, in milliseconds, as it changes.

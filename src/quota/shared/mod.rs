@@ -133,6 +133,8 @@ struct TurnsDesk {
     is_running: bool,
     /// The engine cannot be reached.
     is_cut_off: bool,
+    /// Until when the bucket was closed because somebody set the engine's clock, since the machine's start, in milliseconds.
+    unsure: u64,
     /// Not before this time since the machine's start is the engine asked again.
     retry_at: u64,
     reserve: Reserve,
@@ -199,6 +201,7 @@ impl SharedTurns {
             looked: 0,
             is_running: false,
             is_cut_off: false,
+            unsure: 0,
             retry_at: 0,
             reserve: Reserve::new(group.terms.reserve_percent, group.replicas_max),
         };

@@ -15,6 +15,8 @@ use crate::replicas::cells::{CellContent, CellError, CellReply};
 /// How long to wait after the engine could not be reached, and after it said that the epoch is another, in milliseconds.
 const RETRY_MS: u64 = 250;
 const EPOCH_RETRY_MS: u64 = 50;
+/// If the engine's time is known no better than this, in milliseconds, it is asked first.
+const VAGUE_MS: u64 = 200;
 /// After a lost swap and no lock, replicas try again at different times within this, in milliseconds.
 const LOST_MS: u64 = 20;
 
@@ -202,6 +204,7 @@ impl SharedTurns {
         let mut desk = self.desk();
         let now = self.group.now()?;
         let known = match content {
+            None if now.latest - now.earliest > VAGUE_MS => return None,
             None => desk.known.as_ref().map(|known| (known.version, known.state.clone()))?,
             Some(content) if content.version == 0 => {
                 (0, SharedState::new(desk.wishes.limit.limit, desk.wishes.limit.from))
@@ -217,6 +220,11 @@ impl SharedTurns {
         };
         if desk.epoch != Some(epoch) {
             return None;
+        }
+        let unsure = self.group.cells.clock().unsure_until().min(now.boot + self.group.terms.lend_ms());
+        if unsure > now.boot && desk.unsure < unsure {
+            desk.wishes.close(unsure, CloseReason::ClockStep);
+            desk.unsure = unsure;
         }
         let (version, mut state) = known;
         let mut swap = desk.wishes.decide(&mut state, now);
@@ -235,9 +243,6 @@ impl SharedTurns {
                 return;
             }
             let answers = desk.wishes.swapped(swap, &state, boot, by == 0);
-            if by > 0 {
-                desk.wishes.close(boot.saturating_add(by.min(state.lend_ms)), CloseReason::ClockStep);
-            }
             desk.known = Some(KnownState { version, state });
             (desk.looked, desk.is_cut_off) = (boot, false);
             answers

@@ -364,8 +364,8 @@ async fn a_429_closes_the_bucket_for_all_and_a_learned_limit_is_everybodys() {
 #[tokio::test]
 async fn when_the_engines_clock_is_set_the_slot_goes_back_and_the_bucket_is_closed_for_the_step() {
     let fleet = Fleet::new();
-    let one = fleet.replica(1, QuotaSetting::PerMinute(2), None);
-    drop((one.take("a").await, one.take("b").await));
+    let one = fleet.replica(1, QuotaSetting::PerMinute(3), None);
+    drop((one.take("a").await, one.take("a").await));
     one.used(2).await;
     one.clock.advance(Duration::from_millis(300));
     // By the engine's clock, both slots have come back.
@@ -373,7 +373,10 @@ async fn when_the_engines_clock_is_set_the_slot_goes_back_and_the_bucket_is_clos
     let refused = one.ask("a").await;
     assert!(refused.is_err(), "a slot came back early");
     assert_eq!(one.cells.clock.steps(), 1);
-    assert!(one.quota.view(ORG).closed_because.is_some_and(|why| why.contains("clock")));
+    let view = one.quota.view(ORG);
+    assert!(view.closed_because.is_some_and(|why| why.contains("clock")));
+    one.used(0).await;
+    assert!(one.ask("a").await.is_err(), "a slot came back early");
     one.clock.advance(Duration::from_secs(71));
     drop(one.take("a").await);
 }
@@ -419,14 +422,14 @@ async fn a_turn_that_a_dead_replica_does_not_take_passes_to_another() {
     let fleet = Fleet::new();
     let [dead, alive] = [1, 2].map(|number| fleet.replica(number, QuotaSetting::PerMinute(2), None));
     drop((dead.take("a").await, dead.take("a").await));
-    dead.clock.advance(Duration::from_secs(57));
+    dead.clock.advance(Duration::from_secs(58));
     let mut first = Box::pin(dead.ask("a"));
     tokio::select! { _ = &mut first => panic!("it has to wait"), () = dead.waiting(1) => {} }
     dead.cells.is_cut.store(true, Ordering::SeqCst);
     let (caller, latest) = ("a".into(), alive.clock.now() + Duration::from_secs(20));
     let mut second = Box::pin(alive.quota.acquire(ORG, &caller, 2, latest));
     tokio::select! { told = &mut second => panic!("it has to wait, but: {told:?}"), () = alive.waiting(2) => {} }
-    alive.clock.advance(Duration::from_millis(4_200));
+    alive.clock.advance(Duration::from_millis(3_700));
     let steps = async {
         for _ in 0..100 {
             tokio::time::sleep(Duration::from_millis(10)).await;

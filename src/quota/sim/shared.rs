@@ -12,9 +12,9 @@ use crate::replicas::cells::EngineTime;
 
 /// The engine's clock when the simulation begins.
 const ENGINE_MS: Moment = 1_700_000_000_000;
-const TICK: Moment = 5;
+const TICK: Moment = 10;
 
-/// What goes wrong, each once in so many steps of 5 ms.
+/// What goes wrong, each once in so many steps of 10 ms.
 #[derive(Clone, Copy, Debug, Default)]
 struct Trouble {
     /// Nobody learns what became of a swap (once in so many swaps).

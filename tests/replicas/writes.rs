@@ -8,7 +8,7 @@ use makegate::sandbox::{Fault, FaultKind};
 use serde_json::Value;
 
 use crate::support::fleet::{Fleet, FleetPlan, Replica, wait};
-use crate::support::postgres::Postgres;
+use crate::support::postgres::{Postgres, Shutdown};
 use crate::support::{ALL, ORG, Plan, Reply, VARIABLES, until};
 
 fn no_looks() -> Plan {
@@ -45,9 +45,9 @@ fn settlements(replica: &Replica) -> Vec<Value> {
     replica.log().into_iter().filter(|record| record["kind"] == "settlement").collect()
 }
 
-/// Starts a write at a replica that Make carries out and never answers, and kills the replica.
+/// Starts a write at a replica that Make never answers, and kills the replica.
 async fn die_in_a_write(fleet: &mut Fleet, at: usize, headers: &[&str], name: &str) {
-    fleet.sandbox.fault(Fault::once("POST", VARIABLES, FaultKind::Hang { effect: true }));
+    fleet.sandbox.fault(Fault::once("POST", VARIABLES, FaultKind::Hang { effect: false }));
     let (before, body) = (sent(fleet), variable(name));
     {
         let write = pin!(fleet.replicas[at].send(ALL, "POST", VARIABLES, headers, &body));
@@ -176,18 +176,15 @@ async fn what_the_engine_forgot_it_learns_from_the_replicas() {
     wait("the doubt is there", async || count(&fleet, "d") == "1").await;
     // As after a failover to an engine that lacks the newest commits.
     fleet.sql("delete from mg.write");
-    fleet.engine.kill_backend();
-    fleet.engine.wait_until_ready();
-    fleet.engine.wait_for("select pg_is_in_recovery()", "f");
+    fleet.engine.restart(Shutdown::Immediate);
     let b = &fleet.replicas[1];
     let again = create_once_open(b, &key, "kept").await.expect(200);
     assert_eq!((again.text(), again.header("idempotent-replayed")), (first.text(), Some("true")));
     create_once_open(b, &[], "torn").await.refused(409, "MG161");
     assert_eq!((count(&fleet, "d"), count(&fleet, "e"), sent(&fleet)), ("1".to_owned(), "1".to_owned(), 2));
     // And a row that is in an earlier state than its owner knows.
-    fleet.sql("update mg.write set state = 'u' where key is not null");
-    fleet.engine.kill_backend();
-    fleet.engine.wait_until_ready();
+    fleet.sql("update mg.write set state = 'u' where key is not null and state = 'e'");
+    fleet.engine.restart(Shutdown::Immediate);
     wait("the owner corrects it", async || {
         let ended = "select count(*) from mg.write where key is not null and state = 'e' and body is not null";
         fleet.engine.try_sql("makegate", ended).is_ok_and(|count| count == "1")

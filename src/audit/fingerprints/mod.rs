@@ -153,6 +153,15 @@ mod tests {
         known: Option<&str>,
         records: u64,
     ) -> Result<(FingerprintKey, Option<Record<'static>>), OpenError> {
+        open_shared_in(dir, known, records, None)
+    }
+
+    fn open_shared_in(
+        dir: &Path,
+        known: Option<&str>,
+        records: u64,
+        shared: Option<[u8; KEY_BYTES]>,
+    ) -> Result<(FingerprintKey, Option<Record<'static>>), OpenError> {
         let opening = SegmentOpening {
             tree: crate::audit::Tree::default(),
             open: Default::default(),
@@ -165,7 +174,7 @@ mod tests {
             resume: Some((1, opening)),
             ..ResumePoint::default()
         };
-        let opened = open(dir, &Clock::system(), &mut start, &Recovered { records, ..Recovered::default() }, None);
+        let opened = open(dir, &Clock::system(), &mut start, &Recovered { records, ..Recovered::default() }, shared);
         if let Ok((key, _)) = &opened {
             assert_eq!(start.resume.is_some(), known == Some(&*key.name), "a different key starts a new segment");
         }
@@ -199,5 +208,25 @@ mod tests {
         assert!(other.bytes != key.bytes && event.is_some());
         assert!(open_in(dir.path(), Some(&key.name), 9).is_err(), "once");
         assert_eq!(open_in(dir.path(), Some(&other.name), 9).unwrap().0.bytes, other.bytes);
+    }
+
+    #[test]
+    fn a_log_begins_with_the_key_of_all_replicas_and_no_log_changes_its_key_unasked() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = Some([9; KEY_BYTES]);
+        let (key, _) = open_shared_in(dir.path(), None, 0, shared).unwrap();
+        assert_eq!((key.bytes, read(&path(dir.path())).unwrap()), ([9; KEY_BYTES], Ok([9; KEY_BYTES])));
+        assert_eq!(open_in(dir.path(), Some(&key.name), 9).unwrap().0.bytes, key.bytes, "also without other replicas");
+        fs::remove_file(path(dir.path())).unwrap();
+        assert_eq!(open_shared_in(dir.path(), Some(&key.name), 9, shared).unwrap().0.bytes, key.bytes);
+        for known in [Some(&*key.name), None] {
+            let error = open_shared_in(dir.path(), known, 9, Some([8; KEY_BYTES])).err().unwrap().to_string();
+            assert!(error.contains("replicas.key_file") && error.contains("fingerprint.key.forget"), "{error}");
+        }
+        assert_eq!(read(&path(dir.path())).unwrap(), Ok([9; KEY_BYTES]), "and nothing is written over it");
+        fs::write(forget_path(dir.path()), "").unwrap();
+        let (other, event) = open_shared_in(dir.path(), Some(&key.name), 9, Some([8; KEY_BYTES])).unwrap();
+        assert!(other.bytes == [8; KEY_BYTES] && event.is_some());
+        assert_eq!(read(&path(dir.path())).unwrap(), Ok([8; KEY_BYTES]));
     }
 }

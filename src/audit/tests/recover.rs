@@ -200,3 +200,68 @@ async fn a_newer_log_is_refused_with_an_explanation() {
     let words = AuditLog::open(&settings, Clock::system()).unwrap_err().to_string();
     assert!(words.contains("written by a newer makegate (log format 2; this version reads up to 1)"), "{words}");
 }
+
+/// The event stands for the intent: a restart finds the doubt with everything, and so does a segment's opening.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adopted_write_is_in_doubt_until_it_is_settled_also_after_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir);
+    let clock = Clock::system();
+    let (log, _) = open(&settings, &clock).await;
+    let [id_of_all, equal, key] = [&b"id"[..], b"pay", b"key"].map(|part| log.fingerprint(&[part]));
+    let time: Timestamp = "2026-06-30T12:00:00.5Z".parse().unwrap();
+    let marks = FieldHashes::new([("name".into(), equal)]);
+    let adopted = AdoptedWrite { id: id_of_all, replica: "makegate-1".into(), time };
+    let event = Record {
+        event: Some(ADOPTED.into()),
+        fingerprint: Some(equal),
+        idempotency: Some(key),
+        marks: marks.clone(),
+        adopted: Some(Box::new(adopted.clone())),
+        ..record(Kind::Event, "theirs")
+    };
+    let intent = log.commit(event).await.unwrap();
+    let check = |log: &AuditLog| {
+        let doubts = log.doubts();
+        assert_eq!(doubts.find_equal("billing", equal), Some(id("theirs")));
+        assert_eq!(
+            (doubts.find_by_key(key), doubts.find_by_request(&id("theirs"))),
+            (Some(id("theirs")), Some(intent))
+        );
+        assert!(log.request_ids().take(id("theirs")).is_none(), "its request id is taken");
+        let [doubt] = &doubts.list()[..] else { panic!("{:?}", doubts.list()) };
+        assert_eq!((doubt.time, &doubt.marks, doubt.adopted.as_deref()), (time, &marks, Some(&adopted)));
+        assert_eq!(log.doubt_id(doubt), id_of_all);
+    };
+    check(&log);
+    log.close().await;
+    let (log, recovered) = open(&settings, &clock).await;
+    assert_eq!((recovered.doubts.len(), recovered.new_doubts.len()), (1, 0), "it was in doubt before the stop");
+    check(&log);
+    log.close().await;
+    // From a segment that begins with it.
+    let (start, _) = recover(&settings.dir).unwrap();
+    let opening = segment::SegmentOpening {
+        tree: start.tree.clone(),
+        open: start.open.clone(),
+        time,
+        kept: start.kept,
+        fingerprint_key: start.fingerprint_key.clone(),
+    };
+    let read = segment::SegmentOpening::parse(&opening.render(), start.tree.size() + 1).unwrap();
+    assert_eq!(read.open, start.open);
+    let (log, _) = open(&settings, &clock).await;
+    let settlement =
+        Record { intent: Some(intent), outcome: Some(Outcome::Done), ..record(Kind::Settlement, "theirs") };
+    log.commit(settlement).await.unwrap();
+    assert_eq!((log.doubts().count(), log.doubts().find_by_key(key)), (0, None));
+    assert!(log.request_ids().take(id("theirs")).is_some());
+    log.close().await;
+    let lines = lines(&settings);
+    assert_eq!(count(&lines, "event", "adopted"), 1);
+    let mut ends = Vec::new();
+    let (log, _) = open(&settings, &clock).await;
+    log.key_ends(None, Timestamp::UNIX_EPOCH, &mut |end| ends.push((end.key, end.done))).unwrap();
+    assert_eq!(ends, [(key, true)], "its key is used up here as well");
+    log.close().await;
+}

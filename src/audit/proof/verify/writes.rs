@@ -33,3 +33,42 @@ const fn misplaced(in_doubt: Option<bool>, settles: bool) -> Option<&'static str
         (Some(false), false) | (Some(true), true) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::audit::record::AdoptedWrite;
+    use crate::hash;
+    use crate::ids::{Fingerprint, RequestId};
+    use crate::vocabulary::Outcome;
+
+    #[test]
+    fn an_adopted_write_has_no_outcome_but_a_settlement() {
+        let id = Fingerprint::of(&hash::hmac_key(b"key"), &[]);
+        let adopted = AdoptedWrite { id, replica: "makegate-1".into(), time: Timestamp::UNIX_EPOCH };
+        let event = Record {
+            seq: 7,
+            request: RequestId::parse(b"w1"),
+            adopted: Some(Box::new(adopted)),
+            ..Record::event(Timestamp::UNIX_EPOCH, ADOPTED, "")
+        };
+        let about = |kind, intent| Record {
+            intent: Some(intent),
+            request: RequestId::parse(b"w1"),
+            outcome: Some(Outcome::Done),
+            ..Record::new(kind, Timestamp::UNIX_EPOCH)
+        };
+        let mut open = OpenWrites::default();
+        assert_eq!(
+            apply(&mut open, &about(Kind::Settlement, 7)),
+            Some("a settlement for a write that is not in doubt")
+        );
+        assert_eq!(apply(&mut open, &Record { request: None, ..event.clone() }), Some("a write without a request id"));
+        assert_eq!((apply(&mut open, &event), open.in_doubt()), (None, 1));
+        let mut other = open.clone();
+        assert_eq!(apply(&mut other, &about(Kind::Outcome, 7)), Some("a second outcome for a write in doubt"));
+        assert_eq!((apply(&mut open, &about(Kind::Settlement, 7)), open.in_doubt()), (None, 0));
+    }
+}

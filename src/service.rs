@@ -380,6 +380,7 @@ impl ServiceInner {
             replicas.tasks().spawn_until_stop(self.gateway.clone().keep_shared_writes());
         }
         self.gateway.tasks.spawn_until_stop(recall_last_uses(self.gateway.clone()));
+        self.gateway.tasks.spawn_until_stop(self.gateway.clone().record_replica_changes());
         let (inner, clock) = (self.clone(), self.gateway.clock.clone());
         self.gateway.tasks.spawn_until_stop(async move {
             loop {

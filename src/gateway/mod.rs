@@ -24,6 +24,7 @@ pub(crate) mod recorded;
 mod recorder;
 pub mod refusal;
 pub mod refusal_tally;
+mod replica_events;
 mod request;
 mod request_trace;
 mod response;

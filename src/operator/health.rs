@@ -31,7 +31,12 @@ pub(super) async fn readyz(
     let mut words = if query.has("verbose") {
         let walked = state.walk(|state| (problems(state, &state.gateway.quota.buckets()), token_word(state)));
         let (problems, token) = walked.await?;
-        Check::ALL.map(|check| lines(check, &problems, Some(if check == Check::Token { token } else { "ok" }))).concat()
+        let well = |check| match check {
+            Check::Token => Some(token),
+            Check::Replicas if state.gateway.replicas.is_none() => None,
+            _ => Some("ok"),
+        };
+        Check::ALL.map(|check| lines(check, &problems, well(check))).concat()
     } else {
         let problems = readiness_problems(&state);
         Check::ALL.map(|check| lines(check, &problems, None)).concat()

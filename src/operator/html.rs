@@ -13,7 +13,8 @@ use super::cells::sentence;
 pub(super) type Menu = Arc<[(&'static str, &'static str)]>;
 
 /// The pages that change by themselves while somebody with a script looks at them.
-pub(super) const LIVE_PAGES: [&str; 7] = ["/", "/audit", "/callers", "/quota", "/cache", "/doubts", "/history"];
+pub(super) const LIVE_PAGES: [&str; 8] =
+    ["/", "/audit", "/callers", "/quota", "/cache", "/doubts", "/history", "/replicas"];
 
 /// What is around the content of a page.
 pub(super) struct PageFrame<'p> {

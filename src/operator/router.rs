@@ -24,7 +24,7 @@ use crate::ids::RequestId;
 type OperatorRoute = MethodRouter<Arc<OperatorState>>;
 
 /// Every page: its path, its name in the menu if it is there, and its handler. The same with `.json` and `.csv` after the path.
-fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 15] {
+fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 16] {
     [
         ("/", Some("Overview"), get(pages::overview)),
         ("/audit", Some("Audit"), get(pages::audit)),
@@ -39,6 +39,7 @@ fn pages() -> [(&'static str, Option<&'static str>, OperatorRoute); 15] {
         ("/cache/entries", None, get(pages::entries)),
         ("/doubts", Some("In doubt"), get_or_post(pages::doubts, actions::settle_all)),
         ("/history", None, get(pages::history)),
+        ("/replicas", Some("Replicas"), get(pages::replicas)),
         ("/explain", Some("Explain"), get(pages::explain)),
         ("/config", Some("Configuration"), get(pages::config)),
     ]
@@ -50,7 +51,8 @@ pub(super) fn router(state: Arc<OperatorState>) -> Router {
     let host = middleware::from_fn_with_state(state.clone(), auth::check_host);
     let pages = pages_alone().with_state(state.clone());
     let events = Router::new().route("/events", get(events::events)).layer(Extension(AdmittedPages(pages)));
-    within_layers(with_key().merge(events).layer(key).layer(host).merge(open()), menu(), state)
+    let menu = menu(state.gateway.replicas.is_some());
+    within_layers(with_key().merge(events).layer(key).layer(host).merge(open()), menu, state)
 }
 
 /// What the door for scrapers has.
@@ -58,8 +60,10 @@ pub(super) fn router_for_scrapers(state: Arc<OperatorState>) -> Router {
     within_layers(for_scrapers().fallback(async || OperatorRefusal::NotForScrapers), Menu::from([]), state)
 }
 
-fn menu() -> Menu {
-    pages().iter().filter_map(|(path, name, _)| Some((*path, (*name)?))).collect()
+/// A makegate that is alone does not offer the page of the others.
+fn menu(has_replicas: bool) -> Menu {
+    let named = pages().into_iter().filter_map(|(path, name, _)| Some((path, name?)));
+    named.filter(|(path, _)| has_replicas || *path != "/replicas").collect()
 }
 
 /// What every request passes, from the outside in.

@@ -137,6 +137,13 @@ impl EngineCells {
         Self { replicas, boot, clock: EngineClock::default() }
     }
 
+    /// Compares the engine's clock, as a statement told it that was sent `before`.
+    fn observe(&self, before: Duration, told_ms: i64) {
+        if let Some(by_ms) = self.clock.observe(before, self.boot.boot(), engine_ms(told_ms)) {
+            self.replicas.note_clock_step(by_ms);
+        }
+    }
+
     fn engine(&self) -> &Engine {
         self.replicas.engine()
     }
@@ -145,7 +152,7 @@ impl EngineCells {
     fn reply(&self, before: Duration, rows: &[Row], epoch: Uuid) -> Result<CellReply, CellError> {
         let Some(row) = rows.first() else { return Ok(CellReply::Content(CellContent::default())) };
         let (id, put): (Option<Uuid>, Option<i64>) = (row.get(0), row.get(1));
-        self.clock.observe(before, self.boot.boot(), engine_ms(row.get(4)));
+        self.observe(before, row.get(4));
         if id != Some(epoch) {
             return Err(CellError::AnotherEpoch);
         }
@@ -182,7 +189,7 @@ impl EngineCells {
         let before = self.boot.boot();
         let rows = transaction.query(&PUT, &[&id, &state]).await?;
         let Some(row) = rows.first() else { return Ok(Ok(CellReply::Content(CellContent::default()))) };
-        self.clock.observe(before, self.boot.boot(), engine_ms(row.get(1)));
+        self.observe(before, row.get(1));
         Ok(Ok(CellReply::Swapped(row.get(0))))
     }
 }
@@ -203,7 +210,16 @@ impl QuotaCells for EngineCells {
 
     fn swap<'a>(&'a self, epoch: Uuid, id: &'a str, version: i64, state: Vec<u8>) -> CellFuture<'a, CellReply> {
         let statement = if version == 0 { &ADD } else { &SWAP };
-        Box::pin(async move { self.ask(statement, &[&id, &version, &state, &epoch], epoch).await })
+        Box::pin(async move {
+            let reply = self.ask(statement, &[&id, &version, &state, &epoch], epoch).await?;
+            let counters = self.replicas.counters();
+            let swaps = match reply {
+                CellReply::Swapped(_) => &counters.swaps_won,
+                CellReply::Content(_) => &counters.swaps_lost,
+            };
+            swaps.fetch_add(1, Ordering::Relaxed);
+            Ok(reply)
+        })
     }
 
     fn change<'a>(&'a self, epoch: Uuid, id: &'a str, mut change: CellChange<'a>) -> CellFuture<'a, CellReply> {

@@ -86,7 +86,11 @@ impl BeatSender {
     pub(super) async fn run(mut self) {
         let interval = self.replicas.config.lease / BEATS;
         loop {
-            self.replicas.engine.connected(Line::Quick).await;
+            if tokio::time::timeout(interval, self.replicas.engine.connected(Line::Quick)).await.is_err() {
+                let why = self.replicas.engine.trouble(Line::Quick);
+                self.replicas.note_trouble(Some(why.unwrap_or_else(|| EngineError::Unreachable.to_string())));
+                self.replicas.engine.connected(Line::Quick).await;
+            }
             if self.replicas.is_leaving.load(Ordering::SeqCst) {
                 return;
             }
@@ -136,7 +140,6 @@ impl BeatSender {
         let Some((id, verdict, head)) = rows.first().and_then(answer) else {
             return Err(EngineError::Unclear("a beat brought no answer".into()));
         };
-        let lease = replicas.config.lease;
         match verdict {
             Verdict::Taken => {
                 self.look_at_predecessor().await?;
@@ -153,7 +156,7 @@ impl BeatSender {
                 replicas.fences.joined(id, head);
                 self.others.clear();
                 replicas.join(Epoch { id, seen });
-                replicas.lease.extend(sent, lease);
+                replicas.extend_lease(sent);
             }
             Verdict::Member | Verdict::Gone => {
                 let mut missed = rows.iter().filter_map(|row| OrderedFence::of_row(row, 3));
@@ -162,7 +165,7 @@ impl BeatSender {
                     return Err(EngineError::Unclear("a beat left fences out".into()));
                 }
                 if verdict == Verdict::Member {
-                    replicas.lease.extend(sent, lease);
+                    replicas.extend_lease(sent);
                 }
             }
         }
@@ -195,6 +198,7 @@ impl BeatSender {
         let now = replicas.clock.boot();
         let mut alive = 1_u64;
         let mut seen = HashMap::new();
+        let mut told = Vec::new();
         for row in rows {
             let (name, incarnation, beats, gone): (String, Uuid, i64, bool) =
                 (row.get(0), row.get(1), row.get(2), row.get(3));
@@ -209,7 +213,13 @@ impl BeatSender {
                 replicas.counters.given_up.fetch_add(1, Ordering::Relaxed);
             }
             alive += u64::from(!is_silent && !gone);
+            told.push((name.clone(), !is_silent && !gone));
             seen.insert(name, beat);
+        }
+        let joined = replicas.epoch.borrow().map(|epoch| epoch.seen);
+        let had_time = |joined| now.saturating_sub(joined) > replicas.config.lease.mul_f64(RATES);
+        if replicas.changes.note_members(&told, joined.is_some_and(had_time)) {
+            replicas.board.want();
         }
         self.others = seen;
         replicas.counters.members.store(alive, Ordering::Relaxed);

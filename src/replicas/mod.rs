@@ -5,6 +5,7 @@
 //! what must not be lost (writes, records, heads) is logged. `docs/decisions/replicas.md` says why it is made like this.
 
 pub mod cells;
+mod changes;
 mod copy_rows;
 pub mod engine;
 pub mod fences;
@@ -14,6 +15,7 @@ mod ledger;
 mod members;
 pub mod permits;
 pub mod records;
+mod roster;
 pub mod schema;
 mod settings;
 pub mod setup;
@@ -23,23 +25,28 @@ pub mod writes;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+use self::changes::ReplicaChanges;
 use self::engine::Engine;
 use self::fences::{AckPolls, AppliedFences, FenceTarget};
 use self::members::BeatSender;
 use self::permits::Permits;
+use self::roster::RosterBoard;
 use crate::clock::Clock;
 use crate::config::ReplicasConfig;
+use crate::counters::DurationHistogram;
 use crate::hash;
 use crate::tasks::Tasks;
 
+pub use changes::ReplicaChange;
 pub use copy_rows::{CopyRows, SharedRecord, day_of};
 pub use lease::Lease;
 pub use ledger::{LedgerGroup, LedgerSearch};
+pub use roster::{ListedReplica, Roster, TakesPart};
 pub use settings::{EngineAccess, ReplicasSettings, shared_key};
 
 /// One life of the engine's soft state.
@@ -64,8 +71,23 @@ pub struct ReplicaCounters {
     pub fence_acks: AtomicU64,
     /// Raises that ended because a lease had passed.
     pub fence_leases: AtomicU64,
-    /// Time that raises took together, in microseconds.
-    pub fence_wait_us: AtomicU64,
+    /// How long raises took.
+    pub fence_waits: DurationHistogram,
+    /// Swaps of a quota's state that were carried out.
+    pub swaps_won: AtomicU64,
+    /// Those that another replica was faster than.
+    pub swaps_lost: AtomicU64,
+    /// Times that the engine's clock was set, as far as this replica has noticed.
+    pub clock_steps: AtomicU64,
+}
+
+/// Why this replica does not take part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicasTrouble {
+    /// In words.
+    pub why: String,
+    /// Since when it does not, whatever the reason was at first.
+    pub since: Instant,
 }
 
 /// This replica's part in what all share.
@@ -88,9 +110,11 @@ pub struct Replicas {
     is_leaving: AtomicBool,
     /// The version of makegate and the hash of the configuration in force.
     described: Mutex<(String, String)>,
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Option<ReplicasTrouble>>,
     counters: ReplicaCounters,
     tasks: Tasks,
+    changes: ReplicaChanges,
+    board: RosterBoard,
 }
 
 impl Replicas {
@@ -111,6 +135,8 @@ impl Replicas {
             key,
             engine,
             lease: Lease::new(clock.clone()),
+            changes: ReplicaChanges::new(clock.now()),
+            board: RosterBoard::default(),
             clock,
             epoch: watch::Sender::new(None),
             fences: AppliedFences::new(incarnation),
@@ -124,6 +150,8 @@ impl Replicas {
             tasks: tasks.clone(),
         });
         tasks.spawn_until_stop(BeatSender::new(replicas.clone()).run());
+        tasks.spawn_until_stop(replicas.clone().watch_lease());
+        tasks.spawn_until_stop(replicas.clone().keep_roster());
         tasks.spawn_until_stop(replicas.clone().hear_fences(announced));
         tasks.spawn_until_stop(replicas.clone().acknowledge_fences());
         tasks.spawn_until_stop(replicas.clone().ask_for_fences());
@@ -200,7 +228,7 @@ impl Replicas {
     /// Why this replica does not take part now, if it does not.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        let told = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let told = self.engine_lost().map(|trouble| trouble.why);
         told.or_else(|| self.engine.trouble(engine::Line::Quick))
     }
 
@@ -210,28 +238,67 @@ impl Replicas {
         members::leave(self).await;
     }
 
-    fn described(&self) -> (String, String) {
+    /// The version of makegate and the hash of the configuration that are in force here.
+    #[must_use]
+    pub fn described(&self) -> (String, String) {
         self.described.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Notes a trouble, and tells the process log when it begins, changes or ends.
     fn note_trouble(&self, why: Option<String>) {
         let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known == why {
+        if known.as_ref().map(|known| &known.why) == why.as_ref() {
             return;
         }
-        match &why {
-            Some(why) => tracing::warn!(%why, "this replica does not take part: it shares nothing with the others"),
-            None => tracing::info!(engine = self.engine.address(), "this replica takes part again"),
+        match (&why, &*known) {
+            (Some(why), before) => {
+                tracing::warn!(%why, "this replica does not take part: it shares nothing with the others");
+                if before.is_none() {
+                    self.changes.note(ReplicaChange::EngineLost(why.clone()));
+                }
+            }
+            (None, _) => {
+                tracing::info!(engine = self.engine.address(), "this replica takes part again");
+                self.changes.note(ReplicaChange::EngineBack);
+            }
         }
-        *known = why;
+        let since = known.as_ref().map_or_else(|| self.clock.now(), |known| known.since);
+        *known = why.map(|why| ReplicasTrouble { why, since });
     }
 
     /// This replica is a member of an epoch, from the beginning of its membership on.
     fn join(&self, epoch: Epoch) {
         self.counters.epochs.fetch_add(1, Ordering::Relaxed);
         tracing::info!(epoch = %epoch.id, replica = &*self.name, "this replica has joined the others");
-        self.epoch.send_replace(Some(epoch));
+        let before = self.epoch.send_replace(Some(epoch));
+        if before.is_some_and(|before| before.id != epoch.id) {
+            self.changes.note(ReplicaChange::NewEpoch(epoch.id));
+        }
+    }
+
+    /// A beat that was sent at this time since the machine's start gives a lease.
+    fn extend_lease(&self, sent: Duration) {
+        self.lease.extend(sent, self.config.lease);
+        self.changes.lease_extended.notify_one();
+    }
+
+    /// Whether the engine can be used, as far as is known.
+    #[must_use]
+    pub fn is_engine_up(&self) -> bool {
+        self.engine.is_connected(engine::Line::Quick) && self.engine_lost().is_none()
+    }
+
+    /// Names of the live replicas in `listed` whose version, and whose configuration, is not this one's.
+    #[must_use]
+    pub fn unlike<'l>(&self, listed: &'l [ListedReplica]) -> [Vec<&'l str>; 2] {
+        let (version, config) = self.described();
+        let others = || listed.iter().filter(|one| one.state == TakesPart::Live && one.name != *self.name);
+        let differs =
+            |theirs: &Option<String>, own: &str| theirs.as_ref().is_some_and(|theirs| !own.is_empty() && theirs != own);
+        [
+            others().filter(|one| differs(&one.version, &version)).map(|one| &*one.name).collect(),
+            others().filter(|one| differs(&one.config_sha256, &config)).map(|one| &*one.name).collect(),
+        ]
     }
 
     async fn fill_purses(self: Arc<Self>) {

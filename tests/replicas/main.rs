@@ -23,6 +23,7 @@ mod fences;
 mod history;
 mod leave;
 mod mixer;
+mod operators;
 mod pooler;
 mod r03_fences;
 mod r04_once;

@@ -1,6 +1,7 @@
 //! `/metrics`, in the OpenMetrics text format or Prometheus's own. Live counters are read at each scrape, so that no request pays
 //! for it. Labels come from the configuration, the catalogue and closed sets of words; the organizations are few.
 
+mod replicas;
 mod text;
 mod writer;
 
@@ -74,6 +75,7 @@ fn write_all(writer: &mut MetricsWriter<'_>, state: &OperatorState) -> fmt::Resu
     quota(writer, state)?;
     cache(writer, state)?;
     log(writer, state)?;
+    replicas::replicas(writer, state)?;
     telemetry(writer, state)?;
     itself(writer, state)?;
     kernel(writer, state.started)

@@ -19,6 +19,7 @@ mod quota;
 mod rankings;
 mod record;
 mod replica_records;
+mod replicas;
 pub(crate) mod story;
 mod titles;
 
@@ -36,3 +37,4 @@ pub(super) use overview::overview;
 pub(super) use proof::{head, proof};
 pub(super) use quota::quota;
 pub(super) use record::record;
+pub(super) use replicas::replicas;

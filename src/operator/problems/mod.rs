@@ -6,6 +6,7 @@ mod log;
 mod problem;
 mod process;
 mod quota;
+mod replicas;
 mod runbooks;
 mod telemetry;
 mod upstream;
@@ -22,6 +23,7 @@ pub(super) fn problems(state: &OperatorState, buckets: &[BucketView]) -> Vec<Pro
     problems.extend(log::open_doubts(state));
     problems.extend(log::disk(state));
     problems.extend(log::shipping(state));
+    problems.extend(replicas::others(state));
     problems.extend(quota::quota(state, buckets));
     problems.extend(ends::certificates(state));
     problems.extend(ends::keys(state));
@@ -39,6 +41,7 @@ pub(super) fn readiness_problems(state: &OperatorState) -> Vec<Problem> {
         upstream::upstream(state),
         upstream::token(state),
         log::doubts_room(state),
+        replicas::engine(state),
         telemetry::telemetry(state),
     ]
     .into_iter()

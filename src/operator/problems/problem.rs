@@ -43,11 +43,13 @@ pub(in super::super) enum Check {
     Certificates,
     /// The keys of callers.
     Keys,
+    /// What replicas share.
+    Replicas,
 }
 
 impl Check {
     /// In the order of `/readyz`.
-    pub(in super::super) const ALL: [Self; 10] = [
+    pub(in super::super) const ALL: [Self; 11] = [
         Self::Config,
         Self::Log,
         Self::Draining,
@@ -58,6 +60,7 @@ impl Check {
         Self::Quota,
         Self::Certificates,
         Self::Keys,
+        Self::Replicas,
     ];
 
     pub(in super::super) const fn as_str(self) -> &'static str {
@@ -72,6 +75,7 @@ impl Check {
             Self::Quota => "quota",
             Self::Certificates => "certificates",
             Self::Keys => "keys",
+            Self::Replicas => "replicas",
         }
     }
 }

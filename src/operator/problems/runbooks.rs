@@ -6,7 +6,7 @@ pub(super) fn runbook(problem: &str) -> Option<&'static str> {
     RUNBOOKS.iter().find(|(name, _)| *name == problem).map(|(_, heading)| *heading)
 }
 
-const RUNBOOKS: [(&str, &str); 15] = [
+const RUNBOOKS: [(&str, &str); 22] = [
     ("token-refused", "MakegateTokenRefused"),
     ("upstream-down", "MakegateUpstreamDown"),
     ("upstream-unreachable", "MakegateUpstreamDown"),
@@ -22,6 +22,13 @@ const RUNBOOKS: [(&str, &str); 15] = [
     ("key-ends", "MakegateKeyExpires"),
     ("reload-failed", "MakegateReloadFailed"),
     ("log-lines-dropped", "MakegateLogLinesDropped"),
+    ("replicas-engine", "MakegateEngineDown"),
+    ("replicas-lease", "MakegateReplicaWithoutLease"),
+    ("replicas-gone", "MakegateReplicaGone"),
+    ("replicas-epoch", "MakegateEpochChanged"),
+    ("replicas-clock", "MakegateEngineClockStepped"),
+    ("replicas-unlike", "MakegateReplicasDiffer"),
+    ("shipping-behind", "MakegateRecordsBehind"),
 ];
 
 #[cfg(test)]
@@ -36,6 +43,7 @@ mod tests {
             include_str!("log.rs"),
             include_str!("process.rs"),
             include_str!("quota.rs"),
+            include_str!("replicas.rs"),
             include_str!("upstream.rs"),
         ]
         .concat();

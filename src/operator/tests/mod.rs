@@ -35,7 +35,7 @@ const KEY: &str = "operator-key-of-this-test";
 /// The token of `Gateway::for_tests`.
 const TOKEN: &str = "9b2d7c1e-5a64-4f0b-8e3a-7d1c2b3a4f5e";
 const CALLER_KEY: &str = "caller-key-of-this-test";
-const PAGES: [&str; 8] = ["/", "/audit", "/callers", "/quota", "/cache", "/config", "/doubts", "/explain"];
+const PAGES: [&str; 9] = ["/", "/audit", "/callers", "/quota", "/cache", "/config", "/doubts", "/explain", "/replicas"];
 
 const CONFIG: &str = r#"
 operator.key_env = "K"

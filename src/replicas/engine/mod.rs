@@ -21,6 +21,7 @@ use tokio_postgres::{Row, Transaction};
 
 use self::line::{LineState, LiveLine};
 use crate::clock::Clock;
+use crate::counters::DurationHistogram;
 use crate::tasks::Tasks;
 
 pub use session::EngineSession;
@@ -41,6 +42,19 @@ pub enum Line {
 }
 
 impl Line {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Quick, Self::Durable, Self::Bulk];
+
+    /// Its word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Quick => "quick",
+            Self::Durable => "durable",
+            Self::Bulk => "bulk",
+        }
+    }
+
     /// How long a statement may take.
     #[must_use]
     pub const fn time_max(self) -> Duration {
@@ -107,14 +121,25 @@ impl EngineError {
 /// What a replica knows of its connections.
 #[derive(Debug, Default)]
 pub struct EngineCounters {
-    /// Statements answered.
-    pub statements: AtomicU64,
-    /// Time that they took together, in microseconds.
-    pub statement_us: AtomicU64,
+    /// How long statements took that were answered, by line in the order of [`Line::ALL`].
+    durations: [DurationHistogram; 3],
     /// Statements that brought nothing.
     pub failures: AtomicU64,
     /// Connections made.
     pub connects: AtomicU64,
+}
+
+impl EngineCounters {
+    /// How long the statements of this line took that were answered.
+    #[must_use]
+    pub const fn durations(&self, line: Line) -> &DurationHistogram {
+        let [quick, durable, bulk] = &self.durations;
+        match line {
+            Line::Quick => quick,
+            Line::Durable => durable,
+            Line::Bulk => bulk,
+        }
+    }
 }
 
 /// Whether a server that says this will carry nothing out.
@@ -254,9 +279,7 @@ impl Engine {
             // A server that was demoted, or is going down, is not the engine any more.
             Err(EngineError::Failed { code, .. }) if is_end(code) => live.give_up(),
             Ok(_) | Err(EngineError::Failed { .. }) => {
-                counters.statements.fetch_add(1, Ordering::Relaxed);
-                let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                counters.statement_us.fetch_add(us, Ordering::Relaxed);
+                counters.durations(line).add(took);
             }
             Err(EngineError::Unreachable | EngineError::Unclear(_)) => {
                 counters.failures.fetch_add(1, Ordering::Relaxed);

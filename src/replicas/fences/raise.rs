@@ -36,8 +36,7 @@ impl Replicas {
         let counters = &self.counters;
         let waits = if by == FenceWait::Acknowledged { &counters.fence_acks } else { &counters.fence_leases };
         waits.fetch_add(1, Ordering::Relaxed);
-        let took = self.clock.now().saturating_duration_since(began);
-        counters.fence_wait_us.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        counters.fence_waits.add(self.clock.now().saturating_duration_since(began));
     }
 
     /// Returns how the wait ended.

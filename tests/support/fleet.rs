@@ -187,7 +187,7 @@ impl Replica {
     }
 
     pub(crate) async fn has_lease(&self) -> bool {
-        self.metric("makegate_replicas_lease_seconds").await.is_none_or(|seconds| seconds > 0.0)
+        self.metric("makegate_replicas_lease_seconds").await.is_some_and(|seconds| seconds > 0.0)
     }
 
     /// The requests whose writes it calls in doubt.
@@ -242,17 +242,7 @@ impl Fleet {
     /// Makes the schema and the key, and gives the key to all.
     pub(crate) fn init(&self) {
         let [first, others @ ..] = &self.replicas[..] else { panic!("no replicas") };
-        if let Err(why) = first.command(&["init"]) {
-            assert!(why.contains("unrecognized subcommand"), "{why}"); // TEMP
-            let key: [u8; 32] = makegate::hash::random().unwrap();
-            std::fs::write(first.home.path().join("replicas.key"), key).unwrap();
-            self.sql(makegate::replicas::schema::SCHEMA);
-            let sha = makegate::hash::hex(&makegate::replicas::schema::key_sha256(&key));
-            self.sql(&format!(
-                "insert into mg.about values (true, {}, '\\x{sha}')",
-                makegate::replicas::schema::VERSION
-            ));
-        }
+        first.command(&["init"]).unwrap_or_else(|why| panic!("{why}"));
         for other in others {
             std::fs::copy(first.home.path().join("replicas.key"), other.home.path().join("replicas.key")).unwrap();
         }

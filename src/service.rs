@@ -148,11 +148,13 @@ impl Service {
         let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
         let answers =
             IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
-        let quota =
-            Quota::open(quota_settings(&config), Some((&config.audit.dir, recovered.records > 0)), clock.clone(), None);
-        let quota = quota.map_err(StartError::failed)?;
         let replica_tasks = Tasks::new();
         let replicas = membership::join(replicas, &config.audit.dir, &clock, &replica_tasks).await?;
+        let shared =
+            replicas.as_ref().map(|replicas| membership::shared_quota(&config, replicas, &clock, &replica_tasks));
+        let past = Some((&*config.audit.dir, recovered.records > 0));
+        let quota = Quota::open(quota_settings(&config), past, clock.clone(), shared.as_ref());
+        let quota = quota.map_err(StartError::failed)?;
         if let (Some(replicas), Some(sha256)) = (&replicas, files.hashes().of(&file)) {
             replicas.set_config_hash(hash::hex(&sha256));
         }

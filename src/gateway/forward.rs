@@ -8,7 +8,7 @@ use http::StatusCode;
 
 use super::learned_quota;
 use super::recorded;
-use super::refusal::Refusal;
+use super::refusal::{EngineShortage, Refusal};
 use super::request::AuthorizedRequest;
 use super::request_trace::{AttemptSpan, WaitStep};
 use super::response::ForwardFacts;
@@ -202,7 +202,7 @@ pub(crate) fn quota_refusal(refused: QuotaRefused) -> Refusal {
     match refused {
         QuotaRefused::QueueFull(outlook) => Refusal::QuotaQueueFull { outlook },
         QuotaRefused::TooLong(outlook) => Refusal::NoQuota { outlook },
-        QuotaRefused::EngineUnreachable => Refusal::NoQuota { outlook: QuotaOutlook::UNKNOWN },
+        QuotaRefused::EngineUnreachable => Refusal::NoEngine { why: EngineShortage::NoQuota },
     }
 }
 

@@ -79,7 +79,7 @@ enum SlotHold {
     /// A slot of this process alone, and the position of its journal line.
     Own(SlotGrant, JournalPosition),
     /// One of all replicas, which ends by itself.
-    Shared(SharedGrant),
+    Shared(Box<SharedGrant>),
 }
 
 /// A waiting request. Dropping it leaves the queue.
@@ -334,7 +334,7 @@ impl Bucket {
     }
 
     fn shared_slot(self: &Arc<Self>, grant: SharedGrant) -> Slot {
-        Slot { bucket: self.clone(), hold: SlotHold::Shared(grant), waited: Duration::ZERO, received: false }
+        Slot { bucket: self.clone(), hold: SlotHold::Shared(Box::new(grant)), waited: Duration::ZERO, received: false }
     }
 
     /// Watches the time for all waiting requests until dropped.

@@ -240,7 +240,7 @@ impl Quota {
         if let Some((_, limit)) = known.learned {
             bucket.learned.store(limit, Ordering::Relaxed);
         }
-        self.tell_limit(id, &bucket, false);
+        self.tell_limit(id, &bucket, bucket.learned(), false);
         bucket.restore(known, wall_ms);
     }
 
@@ -312,11 +312,12 @@ impl Quota {
             return;
         }
         let Ok(bucket) = self.bucket(id) else { return };
-        let before = bucket.learned.swap(per_minute, Ordering::Relaxed);
+        let before = bucket.learned();
         if before == per_minute {
             return;
         }
-        self.tell_limit(id, &bucket, true);
+        bucket.learned.store(per_minute, Ordering::Relaxed);
+        self.tell_limit(id, &bucket, per_minute, true);
         if before != 0 {
             tracing::info!(target: STATE, organization, before, now = per_minute, "the quota of an organization has changed");
         }
@@ -349,7 +350,7 @@ impl Quota {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         let buckets: Vec<_> = self.all();
         for (id, bucket) in buckets {
-            self.tell_limit(id, &bucket, false);
+            self.tell_limit(id, &bucket, bucket.learned(), false);
         }
     }
 
@@ -402,8 +403,8 @@ impl Quota {
     }
 
     /// Sets a bucket's limit to what the configuration says, or else to what was learned.
-    fn tell_limit(&self, id: BucketId, bucket: &Arc<Bucket>, is_news: bool) {
-        let (limit, from) = self.settings().limit(id, bucket.learned());
+    fn tell_limit(&self, id: BucketId, bucket: &Arc<Bucket>, learned: u32, is_news: bool) {
+        let (limit, from) = self.settings().limit(id, learned);
         bucket.set_limit(limit, from, is_news);
     }
 
@@ -411,6 +412,12 @@ impl Quota {
     #[must_use]
     pub fn swaps(&self) -> Option<&SwapCounters> {
         self.group.as_ref().map(|group| &group.counters)
+    }
+
+    /// How often somebody set the clock by which replicas count, as far as this one noticed.
+    #[must_use]
+    pub fn engine_clock_steps(&self) -> u64 {
+        self.group.as_ref().map_or(0, |group| group.clock_steps())
     }
 
     fn all(&self) -> Vec<(BucketId, Arc<Bucket>)> {

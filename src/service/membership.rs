@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use super::{RELEASE, StartError};
 use crate::clock::Clock;
+use crate::config::Config;
+use crate::quota::SharedQuota;
+use crate::replicas::cells::EngineCells;
 use crate::replicas::setup::{folder, start};
 use crate::replicas::{Replicas, ReplicasSettings};
 use crate::tasks::Tasks;
@@ -26,6 +29,18 @@ pub(super) fn check_folder(dir: &Path, settings: Option<&ReplicasSettings>) -> R
             "the folder {dir} belongs to the replica {joined}, which shares quota and writes with others: keep [replicas] in the configuration, \
              or run `makegate replicas leave` with it first"
         ))),
+    }
+}
+
+/// What the quota needs to be shared with the other replicas.
+pub(super) fn shared_quota(config: &Config, replicas: &Arc<Replicas>, clock: &Clock, tasks: &Tasks) -> SharedQuota {
+    SharedQuota {
+        cells: Arc::new(EngineCells::new(replicas.clone(), clock.clone())),
+        incarnation: replicas.incarnation(),
+        attempt_max: config.upstream.attempt.max(config.upstream.write_attempt),
+        reserve_percent: replicas.config().reserve_percent,
+        replicas_max: replicas.config().max,
+        tasks: tasks.clone(),
     }
 }
 

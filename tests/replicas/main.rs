@@ -15,6 +15,7 @@
 mod support;
 
 mod callers;
+mod cells;
 mod commands;
 mod degraded;
 mod engine;

@@ -185,6 +185,10 @@ impl QuotaGroup {
         self.cells.clock().at(self.common.clock.boot())
     }
 
+    pub(super) fn clock_steps(&self) -> u64 {
+        self.cells.clock().steps()
+    }
+
     /// All buckets that are known.
     fn all(&self) -> Vec<Arc<SharedTurns>> {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()

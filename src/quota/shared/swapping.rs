@@ -89,7 +89,7 @@ impl SharedTurns {
         let mut desk = self.desk();
         desk.wishes.forget(boot);
         let has_asks = desk.wishes.asks().next().is_some();
-        let is_idle = !has_asks && (gate.epoch.is_none() || !gate.is_open || (is_stopping && desk.is_cut_off));
+        let is_idle = !has_asks && (gate.epoch.is_none() || !gate.is_open || (is_stopping && boot < desk.retry_at));
         if is_idle || !desk.wishes.has_work() {
             desk.is_running = false;
             return NextStep::End;

@@ -350,6 +350,10 @@ async fn a_429_closes_the_bucket_for_all_and_a_learned_limit_is_everybodys() {
     until("the limit is not told", || fleet.shelf().cells.len() == 1 && one.quota.view(ORG).limit == 240).await;
     drop(other.take("a").await);
     assert_eq!(other.quota.view(ORG).limit, 240);
+    other.quota.learn_limit(11, 300);
+    until("the new limit is not told", || other.quota.view(ORG).limit == 300).await;
+    drop(one.take("a").await);
+    assert_eq!(one.quota.view(ORG).limit, 300, "news replace what the others knew");
     let configured = fleet.replica(3, QuotaSetting::PerMinute(7), None);
     drop(configured.take("a").await);
     assert_eq!(configured.quota.view(ORG).limit, 7, "a configured limit wins");
@@ -423,7 +427,8 @@ async fn a_turn_that_a_dead_replica_does_not_take_passes_to_another() {
     let [dead, alive] = [1, 2].map(|number| fleet.replica(number, QuotaSetting::PerMinute(2), None));
     drop((dead.take("a").await, dead.take("a").await));
     dead.clock.advance(Duration::from_secs(58));
-    let mut first = Box::pin(dead.ask("a"));
+    let (name, far) = ("a".into(), dead.clock.now() + Duration::from_secs(600));
+    let mut first = Box::pin(dead.quota.acquire(ORG, &name, 2, far));
     tokio::select! { _ = &mut first => panic!("it has to wait"), () = dead.waiting(1) => {} }
     dead.cells.is_cut.store(true, Ordering::SeqCst);
     let (caller, latest) = ("a".into(), alive.clock.now() + Duration::from_secs(20));

@@ -198,3 +198,25 @@ fn a_clock_that_was_set_back_holds_slots_no_longer_than_they_were_lent() {
     assert!(state.queue.closed_until(START + 602_001).is_none());
     assert!(state.queue.spenders().all(|(name, ..)| **name != *SPARE));
 }
+
+#[test]
+fn an_end_that_is_told_twice_counts_once_and_one_that_nobody_tells_counts_as_long_as_it_was_lent() {
+    let mut state = SharedState::new(20, LimitSource::Learned);
+    let mut grants = Vec::new();
+    for _ in 0..2 {
+        happen(&mut state, START, Happening::Ask(1, 0), &mut grants);
+    }
+    let queue = &mut state.queue;
+    assert!(queue.end_lent(START + 500, START + 400, &grants[0]));
+    assert!(!queue.end_lent(START + 900, START + 400, &grants[0]), "it is known");
+    assert_eq!((queue.used(), queue.lent_count()), (2, 1));
+    queue.expire(START + 61_400);
+    assert_eq!(queue.used(), 1);
+    queue.expire(START + 99_999);
+    assert_eq!(queue.used(), 1, "lent until 100 s later");
+    queue.expire(START + 100_000);
+    assert_eq!((queue.used(), queue.spenders().count()), (0, 0));
+    // The attempt took longer than anybody thought.
+    assert!(queue.end_lent(START + 110_000, START + 110_000, &grants[1]));
+    assert_eq!(queue.used(), 1);
+}

@@ -132,7 +132,7 @@ impl CopyRows {
 /// Which day this is, in UTC, counted from 1970.
 #[must_use]
 pub fn day_of(time: Timestamp) -> i64 {
-    time.as_second().div_euclid(DAY_SECONDS)
+    time.as_microsecond().div_euclid(DAY_SECONDS * 1_000_000)
 }
 
 /// When this day begins, in seconds since 1970.

@@ -1,6 +1,7 @@
 //! The records of all replicas in one table: each exactly once, for as long as they are kept.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -103,10 +104,8 @@ async fn a_commit_that_ends_after_it_was_given_up_counts_once() {
     replica.shipped().await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let found = shipped(&engine, "m-0");
-    assert!(
-        engine.sql(DATABASE, "select last_value from public.commits").parse::<u64>().unwrap() > 1,
-        "it was tried again"
-    );
+    let given_up = replica.replicas.engine().counters().failures.load(Ordering::Relaxed);
+    assert!(given_up > 0, "the first commit is too slow to be waited for");
     replica.close().await;
     let numbers: BTreeSet<u64> = found.iter().map(|(seq, _)| *seq).collect();
     assert!(numbers.len() == found.len() && found.len() > 200, "{} of {}", numbers.len(), found.len());

@@ -54,7 +54,9 @@ const REPLICAS: &str = "
            m.beats, m.version, m.config_sha256, (extract(epoch from r.joined) * 1000000)::int8,
            case when not m.gone then greatest(0, h.seq - m.acked) end,
            (select count(*) from mg.write w where w.replica = r.name and w.state in ('u', 'd')), s.seq
-    from mg.replica r left join mg.member m on m.replica = r.name left join mg.shipped s on s.replica = r.name
+    from mg.replica r left join mg.member m on m.replica = r.name
+         -- A replica whose folder was lost has two logs.
+         left join (select replica, max(seq) seq from mg.shipped group by replica) s on s.replica = r.name
          left join mg.fence_head h on true
     order by r.name";
 

@@ -18,9 +18,9 @@ const CLOCKS_APART_MAX_MS: i64 = 2_000;
 /// Connections of a replica.
 const CONNECTIONS: u32 = 3;
 /// The tables that a replica writes to.
-const TABLES: [&str; 13] = [
-    "about", "replica", "write", "record", "shipped", "head", "epoch", "member", "fence_head", "fence", "rate",
-    "bucket", "turn",
+const TABLES: [&str; 14] = [
+    "about", "replica", "write", "record", "shipped", "head", "ledger", "epoch", "member", "fence_head", "fence",
+    "rate", "bucket", "turn",
 ];
 
 /// What is wrong with an engine.

@@ -17,7 +17,7 @@ use self::status::StatusCommand;
 use super::failure::CommandFailure;
 use super::process::{self, ColorChoice};
 use super::{ConfigFile, check, output};
-use crate::config::{Config, LoadedConfig, ReplicasConfig};
+use crate::config::{Config, LoadedConfig, ReplicasConfig, secret};
 use crate::hash;
 use crate::private_files;
 use crate::replicas::engine::{EngineSession, EngineTarget};
@@ -159,7 +159,7 @@ enum KeyOrigin {
 
 /// The key that all replicas share. It is written only if the other replicas, of whose key this is the hash, use the same one.
 fn key(shared: &SharedEngine, known: Option<Vec<u8>>) -> Result<([u8; 32], KeyOrigin), CommandFailure> {
-    let file = &shared.section.key_file;
+    let file = &secret::file_or_credential(&shared.section.key_file);
     if fs::symlink_metadata(file).is_ok() {
         let key = shared_key(&shared.section, &shared.loaded.files).map_err(of_section)?;
         return Ok((key, KeyOrigin::Kept));

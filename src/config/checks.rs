@@ -212,7 +212,8 @@ fn files(root: &Table<'_>, config: &Config) {
     missing(&["upstream", "ca_file"], config.upstream.ca_file.as_deref());
     missing(&["otel", "ca_file"], config.otel.ca_file.as_deref());
     missing(&["replicas", "ca_file"], config.replicas.as_ref().and_then(|replicas| replicas.ca_file.as_deref()));
-    missing(&["replicas", "key_file"], config.replicas.as_ref().map(|replicas| &*replicas.key_file));
+    let shared_key = config.replicas.as_ref().map(|replicas| secret::file_or_credential(&replicas.key_file));
+    missing(&["replicas", "key_file"], shared_key.as_deref());
     for issuer in &config.issuers {
         let keys = match &issuer.keys {
             JwksSource::File(path) => Some(&**path),

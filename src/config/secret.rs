@@ -45,6 +45,12 @@ pub fn exists(source: &SecretSource) -> bool {
     }
 }
 
+/// The file that is meant by a path: it, or the systemd credential of its name if it does not exist.
+#[must_use]
+pub fn file_or_credential(path: &Path) -> PathBuf {
+    located(path, |name| std::env::var_os(name))
+}
+
 /// The folder of systemd's credentials, if there is one.
 pub(super) fn credentials() -> Option<PathBuf> {
     std::env::var_os(CREDENTIALS).map(PathBuf::from)
@@ -105,6 +111,11 @@ fn read(files: &Snapshot, path: &Path, variable: impl Fn(&str) -> Option<OsStrin
     }
 }
 
+fn located(path: &Path, variable: impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    let elsewhere = || credential(path, variable).filter(|credential| credential.exists());
+    if path.exists() { path.to_owned() } else { elsewhere().unwrap_or_else(|| path.to_owned()) }
+}
+
 fn credential(path: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     Some(Path::new(&variable(CREDENTIALS)?).join(path.file_name()?))
 }
@@ -114,6 +125,20 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
+
+    #[test]
+    fn a_file_that_is_missing_is_looked_for_among_the_credentials() {
+        let (dir, credentials) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = dir.path().join("replicas.key");
+        let found = |folder: Option<&Path>| located(&path, |_| folder.map(|folder| folder.as_os_str().to_owned()));
+        assert_eq!(found(None), path);
+        assert_eq!(found(Some(credentials.path())), path, "it is nowhere");
+        let credential = credentials.path().join("replicas.key");
+        std::fs::write(&credential, [7; 32]).unwrap();
+        assert_eq!(found(Some(credentials.path())), credential);
+        std::fs::write(&path, [8; 32]).unwrap();
+        assert_eq!(found(Some(credentials.path())), path, "its own place comes first");
+    }
 
     #[test]
     fn a_secret_is_one_line_of_printable_ascii() {

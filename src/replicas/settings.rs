@@ -9,7 +9,7 @@ use rustls::RootCertStore;
 use secrecy::SecretString;
 
 use super::engine::{EngineTarget, InvalidTarget};
-use crate::config::secret::secret_in;
+use crate::config::secret::{file_or_credential, secret_in};
 use crate::config::{ReplicasConfig, is_replica_name};
 use crate::http_client::{authorities, file_error};
 use crate::watched_files::Snapshot;
@@ -92,7 +92,7 @@ impl ReplicasSettings {
 }
 
 fn key(path: &Path, files: &Snapshot) -> io::Result<[u8; 32]> {
-    let read = files.read(path, KEY_BYTES);
+    let read = files.read(&file_or_credential(path), KEY_BYTES);
     let bytes = read.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             file_error(path, &"does not exist: `makegate replicas init` makes it, once for all replicas")

@@ -139,11 +139,7 @@ async fn life<B: RequestBody>(
         Admission::Told(told) => told,
         Admission::Ask(asked) => asked.await,
     };
-    let (under_way, remaining) = steps::admit(caller, rate, policy.limits()).map_err(|(refusal, remaining)| {
-        remaining.into_iter().for_each(|remaining| recorder.remaining(remaining));
-        refusal
-    })?;
-    recorder.admitted(under_way, remaining);
+    recorder.admitted(steps::admit(caller, rate, policy.limits()))?;
     // 7 read the body
     let has_body = !body.is_end_stream();
     let (limits, large_work, trace) = (policy.limits(), &gateway.large_work, recorder.trace());

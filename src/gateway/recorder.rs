@@ -188,14 +188,20 @@ impl RequestRecorder {
         self.trace.as_ref()
     }
 
-    /// Notes what remains of the caller's rate.
-    pub(crate) fn remaining(&mut self, remaining: Remaining) {
-        self.remaining = Some(remaining);
-    }
-
-    /// The request was admitted.
-    pub(crate) fn admitted(&mut self, under_way: HeldShare, remaining: Remaining) {
-        (self.under_way, self.remaining) = (Some(under_way), Some(remaining));
+    /// Notes whether the request was admitted, and what remains of the caller's rate.
+    ///
+    /// # Errors
+    /// It was not.
+    pub(crate) fn admitted(
+        &mut self,
+        admitted: Result<(HeldShare, Remaining), (Refusal, Option<Remaining>)>,
+    ) -> Result<(), Refusal> {
+        let (under_way, remaining, refusal) = match admitted {
+            Ok((under_way, remaining)) => (Some(under_way), Some(remaining), Ok(())),
+            Err((refusal, remaining)) => (None, remaining, Err(refusal)),
+        };
+        (self.under_way, self.remaining) = (under_way, remaining);
+        refusal
     }
 
     /// Hands the under-way count to the task that does the work, so that a caller that hangs up frees nothing before the work is done.

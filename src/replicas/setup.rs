@@ -44,9 +44,9 @@ pub enum PrepareError {
 
 impl PrepareError {
     fn of(error: EngineError) -> Self {
-        match error {
-            EngineError::Failed { code: SqlState::INSUFFICIENT_PRIVILEGE, message } => Self::Forbidden(message),
-            other => Self::Engine(other),
+        match &error {
+            EngineError::Failed { code: SqlState::INSUFFICIENT_PRIVILEGE, message } => Self::Forbidden(message.clone()),
+            EngineError::Failed { .. } | EngineError::Unreachable | EngineError::Unclear(_) => Self::Engine(error),
         }
     }
 }

@@ -1,16 +1,25 @@
 //! How a replica leaves the others for good, by a command and while its service does not run.
 
-use crate::audit::AuditLog;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{RELEASE, StartError};
+use crate::audit::{AuditLog, LogSharing};
 use crate::clock::Clock;
-use crate::config::LoadedConfig;
-use crate::private_files;
-use crate::replicas::ReplicasSettings;
+use crate::config::{Config, LoadedConfig};
+use crate::gateway::{KeyLogAdapter, LeftWrites, leave_writes};
+use crate::idempotency::IdempotencyStore;
 use crate::replicas::engine::EngineSession;
 use crate::replicas::schema;
 use crate::replicas::setup::{self, folder, leaving};
+use crate::replicas::{Replicas, ReplicasSettings};
 use crate::tasks::Tasks;
 
-use super::StartError;
+/// How long the last one takes at most to take over what the others left.
+const TAKE_OVER_MAX: Duration = Duration::from_secs(300);
 
 /// What became of what a replica left open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +50,9 @@ pub async fn leave(read: LoadedConfig, clock: Clock) -> Result<Left, StartError>
     let settings = ReplicasSettings::read(section, &files).map_err(of_section)?;
     let target = settings.target().map_err(of_section)?;
     // From here on no service runs in this folder.
-    let (log, _) = AuditLog::open(&config.audit, clock.clone()).map_err(StartError::failed)?;
+    let sharing = LogSharing { key: settings.key, keep: section.keep };
+    let opened = AuditLog::open_shared(&config.audit, clock.clone(), Some(sharing));
+    let (log, _) = opened.map_err(StartError::failed)?;
     let tasks = Tasks::new();
     let session = EngineSession::connect(&target, &tasks).await;
     let session = session.map_err(|why| StartError::failed(format!("cannot reach {}: {why}", target.address())))?;
@@ -57,16 +68,45 @@ pub async fn leave(read: LoadedConfig, clock: Clock) -> Result<Left, StartError>
             Left::Others { successor: to.name, doubts }
         }
         None => {
+            let LeftWrites { adopted, keys } = take_over(&config, settings, &log, &clock).await?;
             leaving::end_all(&session).await.map_err(StartError::failed)?;
-            Left::Last { adopted: 0, keys: 0 }
+            Left::Last { adopted, keys }
         }
     };
     log.close().await;
-    // Nobody here knows what the others sent in the last minute: without this file every quota counts as used up.
-    let dir = &config.audit.dir;
-    let forgotten = private_files::remove(&dir.join("quota.slots")).and_then(|()| folder::note_left(dir));
-    forgotten.map_err(StartError::failed)?;
+    forget_membership(&config.audit.dir).map_err(StartError::failed)?;
     Ok(left)
+}
+
+/// Takes over what the others left: their open writes are in this log afterwards, their answers in this folder.
+async fn take_over(
+    config: &Config,
+    settings: ReplicasSettings,
+    log: &Arc<AuditLog>,
+    clock: &Clock,
+) -> Result<LeftWrites, StartError> {
+    let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
+    let answers = IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys);
+    let answers = answers.map_err(StartError::failed)?;
+    let tasks = Tasks::new();
+    let replicas = Replicas::start(settings, RELEASE, clock.clone(), &tasks).map_err(StartError::configuration)?;
+    let taken = clock.timeout(TAKE_OVER_MAX, leave_writes(&replicas, log, &answers, clock)).await;
+    replicas.leave().await;
+    tasks.stop();
+    answers.close().await;
+    taken
+        .ok_or_else(|| StartError::failed("the database did not let this replica join within 5 minutes"))?
+        .map_err(StartError::failed)
+}
+
+/// Nobody here knows what the others sent in the last minute: without its slots every quota counts as used up.
+#[expect(clippy::disallowed_methods, reason = "a command may block on its files")]
+fn forget_membership(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join("quota.slots")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    folder::note_left(dir)
 }
 
 fn of_section(why: impl std::fmt::Display) -> StartError {

@@ -228,7 +228,7 @@ async fn status_tells_who_takes_part_and_leave_ends_it() {
     fs::write(&config, format!("{before}{after}")).unwrap();
     fleet.replicas[1].start().await;
     assert!(
-        fleet.replicas[1].home.process_log().contains("counts as full"),
+        fleet.replicas[1].home.process_log().contains("every quota counts as used up"),
         "{}",
         fleet.replicas[1].home.process_log()
     );

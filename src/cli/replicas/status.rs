@@ -117,16 +117,14 @@ fn table(shared: &SharedEngine, replicas: &[ReplicaStatus], engine: &EngineStatu
     let cell = |value: &Value| match value {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
-        other => other.to_string(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     };
-    let cells: Vec<_> = replicas.iter().map(replica_object).map(|row| COLUMNS.map(|name| cell(&row[name]))).collect();
-    let short = |row: &[String; 8]| {
-        let mut row = row.clone();
+    let shown = |row: &Value, name: &str| {
+        let text = row.get(name).map(cell).unwrap_or_default();
         // As much of the hash as tells two configurations apart.
-        row[3].truncate(12);
-        row
+        if name == "config_sha256" { text.chars().take(12).collect() } else { text }
     };
-    let cells: Vec<_> = cells.iter().map(short).collect();
+    let cells: Vec<_> = replicas.iter().map(replica_object).map(|row| COLUMNS.map(|name| shown(&row, name))).collect();
     let rows: Vec<_> = cells.iter().map(|row| row.each_ref().map(String::as_str)).collect();
     output::rows(Format::Table, COLUMNS, &rows)?;
     let age = engine.epoch_age.map(|age| format!(", {} s old", age.as_secs())).unwrap_or_default();

@@ -19,7 +19,6 @@ fn a_server_crashes_comes_back_and_leaves_nothing() {
     engine.restart(Shutdown::Fast);
     assert_eq!(engine.sql("d", counts), "1|1");
     engine.kill_backend();
-    engine.wait_until_ready();
     engine.wait_for("select pg_is_in_recovery()", "f");
     assert_eq!(engine.sql("d", counts), "0|1");
     engine.sql("d", fill);

@@ -112,7 +112,6 @@ impl<'f> Mixer<'f> {
             }
             Mishap::KillBackend => {
                 fleet.engine.kill_backend();
-                fleet.engine.wait_until_ready();
             }
             Mishap::CrashEngine => {
                 fleet.engine.stop(Shutdown::Immediate);

@@ -36,7 +36,6 @@ async fn each_record_is_shipped_once_whatever_ends_in_between() {
     grows(&fleet).await;
     // In the middle of a copy, as likely as not.
     fleet.engine.kill_backend();
-    fleet.engine.wait_until_ready();
     grows(&fleet).await;
     fleet.engine.restart(Shutdown::Immediate);
     grows(&fleet).await;

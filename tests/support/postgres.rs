@@ -310,11 +310,21 @@ impl Postgres {
         self.start_again();
     }
 
-    /// `kill -9` of one backend: all others end, too, and what is not logged is gone.
-    pub(crate) fn kill_backend(&self) {
+    /// `kill -9` of one backend: all others end, too, and what is not logged is gone. Waits until it answers again.
+    pub(crate) fn kill_backend(&mut self) {
         let backends = "select pid from pg_stat_activity where pid <> pg_backend_pid() \
                         order by (backend_type = 'client backend') desc, random() limit 1";
-        kill_process(pid(&self.sql("postgres", backends)), Signal::KILL).unwrap();
+        let backend = pid(&self.sql("postgres", backends));
+        let begun = |log: &str| log.matches("database system is ready to accept connections").count();
+        let before = begun(&self.log());
+        kill_process(backend, Signal::KILL).unwrap();
+        for _ in 0..1_200 {
+            if begun(&self.log()) > before {
+                return self.wait_until_ready();
+            }
+            sleep(Duration::from_millis(50));
+        }
+        panic!("the server does not begin again: {}", self.log());
     }
 
     /// Stops all its processes (SIGSTOP): connections stay open, and nothing is answered.

@@ -17,7 +17,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::Replicas;
-use super::engine::{Line, Statement};
+use super::engine::{HELLO, Line, Statement};
 use super::members::RATES;
 
 pub(super) use self::wait::AckPolls;
@@ -225,7 +225,7 @@ impl Replicas {
     pub(super) async fn hear_fences(self: Arc<Self>, mut announced: mpsc::Receiver<String>) {
         while let Some(told) = announced.recv().await {
             let taken = announced_fence(&told).map(|(epoch, fence)| self.fences.take(epoch, &fence));
-            if !matches!(taken, Some(Taken::Applied | Taken::Known)) && told != "hello" {
+            if !matches!(taken, Some(Taken::Applied | Taken::Known)) && !told.starts_with(HELLO) {
                 self.beat_now.notify_one();
             }
         }

@@ -159,9 +159,9 @@ async fn a_raise_ends_once_all_members_have_applied_it() {
     for other in [b, c] {
         assert_eq!(other.raised_since_joined(), ["org:11,with space InDoubt(2s)"]);
     }
-    b.replicas.raise(&[], FenceKind::Purge).await;
+    world.sql("select mg.raise(id, '{}', -1, gen_random_uuid()) from mg.epoch");
+    wait("it is applied", async || !a.raised_since_joined().is_empty()).await;
     assert_eq!(a.raised_since_joined(), [" Purge"], "its own fence was applied before it was raised");
-    assert_eq!(c.raised_since_joined().len(), 2);
 }
 
 /// A long announcement says the place alone, and a lost one nothing.
@@ -208,24 +208,31 @@ async fn an_answer_that_comes_late_gives_no_longer_lease() {
     let silent = schema::SCHEMA.replace("perform pg_notify('mg_fence', told);", "");
     assert_ne!(silent, schema::SCHEMA);
     world.sql(&silent);
-    let beats = || world.sql("select beats from mg.member where replica = 'b'");
+    let (sql, connection) = tokio_postgres::connect(&world.engine.url(DATABASE), tokio_postgres::NoTls).await.unwrap();
+    b.tasks.spawn_until_stop(async { drop(connection.await) });
+    let number = async |what: &str| sql.query_one(what, &[]).await.unwrap().get::<_, i64>(0);
+    let changes = async |what: &str, from: i64| {
+        while number(what).await == from {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let (beats, places) = ("select beats from mg.member where replica = 'b'", "select seq from mg.fence_head");
     for _ in 0..20 {
-        let before = beats();
-        b.link.set(LinkState::Delay(Duration::from_millis(250)));
-        world.beat();
-        wait("the beat is carried out", async || beats() != before).await;
+        let (beat, place) = (number(beats).await, number(places).await);
+        b.link.set(LinkState::Delay(Duration::from_millis(150)));
+        sql.batch_execute("notify mg_fence, 'beat'").await.unwrap();
+        changes(beats, beat).await;
         b.link.set(LinkState::Deaf);
-        let (left, moved) = (b.replicas.lease().left(), LEASE / 2);
-        world.clock.advance(moved);
-        let places = world.sql("select seq from mg.fence_head");
         let raise = a.raise("org:11");
-        wait("it is raised", async || world.sql("select seq from mg.fence_head") != places).await;
+        changes(places, place).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let left = b.replicas.lease().left().saturating_sub(LEASE / 2);
+        world.clock.advance(LEASE / 2);
         b.link.set(LinkState::Open);
         tokio::time::sleep(Duration::from_millis(50)).await;
-        // If the machine was too slow, the connection was given up instead, and the next beat brings the fence.
-        let came = b.replicas.lease().left() > left.saturating_sub(moved);
         b.link.set(LinkState::Hold);
-        if came && b.raised_since_joined().is_empty() {
+        // If the machine was too slow, the connection was given up instead, and the next beat has brought the fence.
+        if b.replicas.lease().left() > left && b.raised_since_joined().is_empty() {
             return world.outlasts(raise, b).await;
         }
         b.link.set(LinkState::Open);
@@ -249,7 +256,6 @@ async fn in_another_epoch_everything_is_fenced_and_leases_of_the_last_one_are_ou
     assert_eq!(a.raised()[fenced..], ["everything"]);
     assert!(b.has_lease(), "otherwise this proves nothing");
     world.outlasts(a.raise("org:11"), b).await;
-    assert_eq!(a.acks(), 2, "there is no other member");
     b.link.set(LinkState::Open);
     wait("it is back", async || b.has_lease()).await;
     assert_eq!(b.raised().last().unwrap(), "everything");

@@ -201,8 +201,13 @@ impl LineKeeper {
     async fn drive(&self, connection: &mut BoxedConnection) -> String {
         loop {
             match connection.next_message().await {
-                Some(Ok(AsyncMessage::Notification(told))) if told.channel() == CHANNEL => {
+                // Behind a pooler, others' announcements may arrive by chance, and on any line.
+                Some(Ok(AsyncMessage::Notification(told)))
+                    if self.line == Line::Quick && told.payload() == self.shared.hello =>
+                {
                     self.shared.hears.store(true, Ordering::Relaxed);
+                }
+                Some(Ok(AsyncMessage::Notification(told))) if told.channel() == CHANNEL => {
                     // A full channel loses it; the next beat finds what it announced.
                     let _lost = self.shared.announced.try_send(told.payload().to_owned());
                 }

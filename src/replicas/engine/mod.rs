@@ -21,6 +21,7 @@ use tokio_postgres::{Row, Transaction};
 
 use self::line::{LineState, LiveLine};
 use crate::clock::Clock;
+use crate::hash;
 use crate::tasks::Tasks;
 
 pub use session::EngineSession;
@@ -144,8 +145,14 @@ struct EngineShared {
     /// Announcements are heard, so each connection has a session of its own. Behind a pooler they are not.
     hears: AtomicBool,
     announced: mpsc::Sender<String>,
+    /// What this engine announces to find out whether it hears.
+    hello: String,
 }
 
+/// The first word of an announcement by which somebody finds out whether it hears.
+pub(super) const HELLO: &str = "hello";
+/// How long that waits for the line that announces it.
+const HELLO_WAIT: Duration = Duration::from_millis(200);
 /// Announcements that wait to be handled; further ones are dropped, and noticed by the next beat.
 const ANNOUNCED_MAX: usize = 1_024;
 
@@ -159,6 +166,7 @@ impl Engine {
             counters: EngineCounters::default(),
             hears: AtomicBool::new(false),
             announced,
+            hello: format!("{HELLO} {:016x}", hash::random().map_or(0, u64::from_le_bytes)),
         });
         let lines = [Line::Quick, Line::Durable, Line::Bulk].map(|line| LineState::start(line, &shared, tasks));
         (Arc::new(Self { lines, shared }), receiver)
@@ -251,6 +259,10 @@ impl Engine {
         };
         let took = clock.now().saturating_duration_since(began);
         match &done {
+            // There is a pooler, which has given the statement another session, and an announcement was heard by chance.
+            Err(EngineError::Failed { code, .. }) if *code == SqlState::INVALID_SQL_STATEMENT_NAME => {
+                self.shared.hears.store(false, Ordering::Relaxed);
+            }
             // A server that was demoted, or is going down, is not the engine any more.
             Err(EngineError::Failed { code, .. }) if is_end(code) => live.give_up(),
             Ok(_) | Err(EngineError::Failed { .. }) => {
@@ -312,8 +324,9 @@ impl Engine {
 
     /// Announces to all replicas, once, that announcements can be heard.
     pub(super) async fn say_hello(&self) {
-        static HELLO: Statement = Statement::new("select pg_notify('mg_fence', 'hello')", &[]);
-        let _unheard = self.query(Line::Durable, &HELLO, &[]).await;
+        static NOTIFY: Statement = Statement::new("select pg_notify('mg_fence', $1)", &[Type::TEXT]);
+        let _not_yet = tokio::time::timeout(HELLO_WAIT, self.connected(Line::Durable)).await;
+        let _unheard = self.query(Line::Durable, &NOTIFY, &[&self.shared.hello]).await;
     }
 }
 

@@ -218,7 +218,7 @@ async fn an_answer_that_comes_late_gives_no_longer_lease() {
     };
     let (beats, places) = ("select beats from mg.member where replica = 'b'", "select seq from mg.fence_head");
     for _ in 0..20 {
-        let (beat, place) = (number(beats).await, number(places).await);
+        let (beat, place, known) = (number(beats).await, number(places).await, b.raised().len());
         b.link.set(LinkState::Delay(Duration::from_millis(150)));
         sql.batch_execute("notify mg_fence, 'beat'").await.unwrap();
         changes(beats, beat).await;
@@ -229,10 +229,10 @@ async fn an_answer_that_comes_late_gives_no_longer_lease() {
         let left = b.replicas.lease().left().saturating_sub(LEASE / 2);
         world.clock.advance(LEASE / 2);
         b.link.set(LinkState::Open);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
         b.link.set(LinkState::Hold);
         // If the machine was too slow, the connection was given up instead, and the next beat has brought the fence.
-        if b.replicas.lease().left() > left && b.raised_since_joined().is_empty() {
+        if b.replicas.lease().left() > left && b.raised().len() == known {
             return world.outlasts(raise, b).await;
         }
         b.link.set(LinkState::Open);

@@ -227,7 +227,7 @@ impl QuotaCells for EngineCells {
             let change = &mut change;
             let work =
                 async |transaction: &EngineTransaction<'_>| self.change_locked(transaction, epoch, id, change).await;
-            self.engine().transaction(Line::Bulk, work).await?
+            self.engine().transaction(Line::Locks, work).await?
         })
     }
 

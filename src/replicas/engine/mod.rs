@@ -1,4 +1,4 @@
-//! The PostgreSQL database that the replicas share, as the rest of `replicas` sees it: statements that go over one of three connections.
+//! The PostgreSQL database that the replicas share, as the rest of `replicas` sees it: statements that go over one of four connections.
 //!
 //! Nothing here waits longer than its line's time limit, and an error says whether the statement may have been carried out.
 
@@ -38,13 +38,15 @@ pub enum Line {
     Quick,
     /// What must be on the engine's disk, one batch at a time.
     Durable,
+    /// Short transactions that may wait for another replica's: they must hold up nothing else, and no large query them.
+    Locks,
     /// Large queries and copies.
     Bulk,
 }
 
 impl Line {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Quick, Self::Durable, Self::Bulk];
+    pub const ALL: [Self; 4] = [Self::Quick, Self::Durable, Self::Locks, Self::Bulk];
 
     /// Its word.
     #[must_use]
@@ -52,6 +54,7 @@ impl Line {
         match self {
             Self::Quick => "quick",
             Self::Durable => "durable",
+            Self::Locks => "locks",
             Self::Bulk => "bulk",
         }
     }
@@ -60,7 +63,7 @@ impl Line {
     #[must_use]
     pub const fn time_max(self) -> Duration {
         match self {
-            Self::Quick | Self::Durable => Duration::from_millis(900),
+            Self::Quick | Self::Durable | Self::Locks => Duration::from_millis(900),
             Self::Bulk => Duration::from_secs(5),
         }
     }
@@ -123,7 +126,7 @@ impl EngineError {
 #[derive(Debug, Default)]
 pub struct EngineCounters {
     /// How long statements took that were answered, by line in the order of [`Line::ALL`].
-    durations: [DurationHistogram; 3],
+    durations: [DurationHistogram; 4],
     /// Statements that brought nothing.
     pub failures: AtomicU64,
     /// Connections made.
@@ -134,12 +137,17 @@ impl EngineCounters {
     /// How long the statements of this line took that were answered.
     #[must_use]
     pub const fn durations(&self, line: Line) -> &DurationHistogram {
-        let [quick, durable, bulk] = &self.durations;
-        match line {
-            Line::Quick => quick,
-            Line::Durable => durable,
-            Line::Bulk => bulk,
-        }
+        of_line(&self.durations, line)
+    }
+}
+
+/// That of this line, out of what is in the order of [`Line::ALL`].
+const fn of_line<T>([quick, durable, locks, bulk]: &[T; 4], line: Line) -> &T {
+    match line {
+        Line::Quick => quick,
+        Line::Durable => durable,
+        Line::Locks => locks,
+        Line::Bulk => bulk,
     }
 }
 
@@ -154,10 +162,10 @@ fn is_end(code: &SqlState) -> bool {
     ends.contains(code)
 }
 
-/// The three connections to the engine. They are made, and made anew, in the background.
+/// The connections to the engine. They are made, and made anew, in the background.
 #[derive(Debug)]
 pub struct Engine {
-    lines: [LineState; 3],
+    lines: [LineState; 4],
     shared: Arc<EngineShared>,
 }
 
@@ -193,18 +201,12 @@ impl Engine {
             announced,
             hello: format!("{HELLO} {:016x}", hash::random().map_or(0, u64::from_le_bytes)),
         });
-        let lines = [Line::Quick, Line::Durable, Line::Bulk].map(|line| LineState::start(line, &shared, tasks));
+        let lines = Line::ALL.map(|line| LineState::start(line, &shared, tasks));
         (Arc::new(Self { lines, shared }), receiver)
     }
 
     fn line(&self, line: Line) -> Result<Arc<LiveLine>, EngineError> {
-        let [quick, durable, bulk] = &self.lines;
-        let state = match line {
-            Line::Quick => quick,
-            Line::Durable => durable,
-            Line::Bulk => bulk,
-        };
-        state.live().ok_or(EngineError::Unreachable)
+        of_line(&self.lines, line).live().ok_or(EngineError::Unreachable)
     }
 
     /// Carries out a statement and returns its rows.
@@ -244,7 +246,7 @@ impl Engine {
         self.timed(&live, line, live.batch(sql)).await
     }
 
-    /// Does `work` in a transaction on a line that nothing else uses meanwhile (not [`Line::Quick`]). What `work` returns without
+    /// Does `work` in a transaction on a line that nothing else uses meanwhile ([`Line::Durable`], [`Line::Locks`] or [`Line::Bulk`]). What `work` returns without
     /// committing is rolled back.
     ///
     /// # Errors
@@ -308,23 +310,13 @@ impl Engine {
 
     /// Waits until this line is connected.
     pub async fn connected(&self, line: Line) {
-        let [quick, durable, bulk] = &self.lines;
-        match line {
-            Line::Quick => quick.connected().await,
-            Line::Durable => durable.connected().await,
-            Line::Bulk => bulk.connected().await,
-        }
+        of_line(&self.lines, line).connected().await;
     }
 
     /// Why this line cannot connect, if it cannot.
     #[must_use]
     pub fn trouble(&self, line: Line) -> Option<String> {
-        let [quick, durable, bulk] = &self.lines;
-        match line {
-            Line::Quick => quick.trouble(),
-            Line::Durable => durable.trouble(),
-            Line::Bulk => bulk.trouble(),
-        }
+        of_line(&self.lines, line).trouble()
     }
 
     /// Whether announcements are heard. If not (behind a pooler), whoever waits for one asks instead.

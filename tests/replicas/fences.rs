@@ -246,12 +246,12 @@ async fn in_another_epoch_everything_is_fenced_and_leases_of_the_last_one_are_ou
     if !Postgres::available() {
         return;
     }
-    let world = World::start(&["a", "b"]).await;
-    let [a, b] = &world.members[..] else { panic!() };
+    let mut world = World::start(&["a", "b"]).await;
+    let (engine, [a, b]) = (&mut world.engine, &world.members[..]) else { panic!() };
     a.replicas.raise(&["org:12".to_owned()], FenceKind::Settled).await;
     b.link.set(LinkState::Cut);
     let (before, fenced) = (*a.replicas.epoch().borrow(), a.raised().len());
-    world.engine.kill_backend();
+    engine.kill_backend();
     wait("another epoch", async || *a.replicas.epoch().borrow() != before).await;
     assert_eq!(a.raised()[fenced..], ["everything"]);
     assert!(b.has_lease(), "otherwise this proves nothing");

@@ -35,7 +35,7 @@ use crate::issuers::Issuer;
 use crate::operator::{self, OperatorState};
 use crate::otel::{Otel, SpanQueue};
 use crate::process_log::ALWAYS;
-use crate::quota::{self, Quota};
+use crate::quota;
 use crate::reconcile::Reconciler;
 use crate::tasks::Tasks;
 use crate::watched_files::Snapshot;
@@ -150,11 +150,7 @@ impl Service {
             IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
         let replica_tasks = Tasks::new();
         let replicas = membership::join(replicas, &config.audit.dir, &clock, &replica_tasks).await?;
-        let shared =
-            replicas.as_ref().map(|replicas| membership::shared_quota(&config, replicas, &clock, &replica_tasks));
-        let past = Some((&*config.audit.dir, recovered.records > 0));
-        let quota = Quota::open(quota_settings(&config), past, clock.clone(), shared.as_ref());
-        let quota = quota.map_err(StartError::failed)?;
+        let quota = membership::open_quota(&config, recovered.records > 0, &clock, replicas.as_ref(), &replica_tasks)?;
         if let (Some(replicas), Some(sha256)) = (&replicas, files.hashes().of(&file)) {
             replicas.set_config_hash(hash::hex(&sha256));
         }

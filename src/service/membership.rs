@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{RELEASE, StartError};
+use super::{RELEASE, StartError, quota_settings};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::quota::SharedQuota;
+use crate::quota::{Quota, SharedQuota};
 use crate::replicas::cells::EngineCells;
 use crate::replicas::setup::{folder, start};
 use crate::replicas::{Replicas, ReplicasSettings};
@@ -32,8 +32,23 @@ pub(super) fn check_folder(dir: &Path, settings: Option<&ReplicasSettings>) -> R
     }
 }
 
-/// What the quota needs to be shared with the other replicas.
-pub(super) fn shared_quota(config: &Config, replicas: &Arc<Replicas>, clock: &Clock, tasks: &Tasks) -> SharedQuota {
+/// Opens the quota, which is shared with the other replicas if there are any.
+///
+/// # Errors
+/// The folder's journal of slots cannot be used.
+pub(super) fn open_quota(
+    config: &Config,
+    has_run: bool,
+    clock: &Clock,
+    replicas: Option<&Arc<Replicas>>,
+    tasks: &Tasks,
+) -> Result<Quota, StartError> {
+    let shared = replicas.map(|replicas| shared_quota(config, replicas, clock, tasks));
+    let past = Some((&*config.audit.dir, has_run));
+    Quota::open(quota_settings(config), past, clock.clone(), shared.as_ref()).map_err(StartError::failed)
+}
+
+fn shared_quota(config: &Config, replicas: &Arc<Replicas>, clock: &Clock, tasks: &Tasks) -> SharedQuota {
     SharedQuota {
         cells: Arc::new(EngineCells::new(replicas.clone(), clock.clone())),
         incarnation: replicas.incarnation(),

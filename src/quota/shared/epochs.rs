@@ -34,7 +34,7 @@ pub(in super::super) async fn follow(group: Arc<QuotaGroup>, mut past: JournalPa
     let (mut epochs, mut stepped) = (group.cells.epoch(), group.cells.clock().stepped());
     let mut total = *stepped.borrow_and_update();
     loop {
-        let epoch = epochs.borrow_and_update().clone();
+        let epoch = *epochs.borrow_and_update();
         let work = async {
             if let Some(epoch) = epoch {
                 group.join(&epoch, &mut past).await;

@@ -150,7 +150,7 @@ impl SharedSim {
     /// Which replica a caller asks: each has its own, or any.
     fn run(mut self, length_ms: Moment, loads: &[Load], is_balanced: bool) -> Self {
         let mut clients = Sim::new(self.limit, self.eligible, self.latency_ms, 0);
-        for now in (0..length_ms).step_by(TICK as usize) {
+        for now in (0..length_ms / TICK).map(|tick| tick * TICK) {
             while let Some(entry) = self.ends.first_entry().filter(|entry| *entry.key() <= now) {
                 for (replica, owner, slot, _) in entry.remove() {
                     let replica = &mut self.replicas[replica];

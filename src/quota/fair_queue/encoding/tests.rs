@@ -50,7 +50,9 @@ fn happen(state: &mut SharedState, now: Moment, what: Happening, grants: &mut Ve
             let request = SlotRequest { caller: &name, eligible: 5, wait_ms, latest, queue_max: 4, owner };
             match queue.ask(now, &request) {
                 SlotAnswer::Granted(grant) => granted(Some(grant), grants),
-                other => format!("{other:?}"),
+                answer @ (SlotAnswer::Queued(_) | SlotAnswer::Full(_) | SlotAnswer::TooLong(_)) => {
+                    format!("{answer:?}")
+                }
             }
         }
         Happening::Spare => granted(queue.take_spare(now), grants),

@@ -72,6 +72,7 @@ class Composed:
         container = self.containers.pop(name)
         code = self.engine.podman("wait", container).strip()
         check(code == "0", f"{self.name}: {name} ended with {code}: {self.engine.try_podman('logs', container).stderr}")
+        self.engine.podman("rm", container)
 
 
 class Postgres:

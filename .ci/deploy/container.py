@@ -257,7 +257,10 @@ def as_compose_replicas_says(engine, scratch):
         check(status == 200 and "a new name" in body, f"the other replica's answer after a write: {status} {body}")
         for name in ("makegate-1", "makegate-2"):
             healthy(engine, composed.containers[name])
-        engine.podman("kill", composed.containers.pop("makegate-1"))
+        killed = composed.containers.pop("makegate-1")
+        engine.podman("kill", killed)
+        engine.podman("wait", killed)
+        engine.podman("rm", killed)
         status, body = answer(two, path, KEY)
         check(status == 200, f"one replica alone: {status} {body}")
         composed.postgres.stop()

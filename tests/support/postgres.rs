@@ -311,7 +311,7 @@ impl Postgres {
     }
 
     /// `kill -9` of one backend: all others end, too, and what is not logged is gone. Waits until it answers again.
-    pub(crate) fn kill_backend(&mut self) {
+    pub(crate) fn kill_backend(&self) {
         let backends = "select pid from pg_stat_activity where pid <> pg_backend_pid() \
                         order by (backend_type = 'client backend') desc, random() limit 1";
         let backend = pid(&self.sql("postgres", backends));
@@ -319,8 +319,8 @@ impl Postgres {
         let before = begun(&self.log());
         kill_process(backend, Signal::KILL).unwrap();
         for _ in 0..1_200 {
-            if begun(&self.log()) > before {
-                return self.wait_until_ready();
+            if begun(&self.log()) > before && self.try_sql("postgres", "select 1").is_ok() {
+                return;
             }
             sleep(Duration::from_millis(50));
         }

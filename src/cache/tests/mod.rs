@@ -98,6 +98,16 @@ fn pass(clock: &Clock, millis: u64) {
 }
 
 #[test]
+fn whom_memory_must_not_answer_only_a_fetch_from_now_on_will_do() {
+    let now = Clock::system().now();
+    let found = |directives| Cache::lookup_nothing(&directives, now);
+    let plain = RequestDirectives::default();
+    assert!(matches!(found(plain), Lookup::Fetch { fallback: None, since: Some(since), .. } if since == now));
+    assert!(matches!(found(RequestDirectives { no_store: true, ..plain }), Lookup::Bypass));
+    assert!(matches!(found(RequestDirectives { only_if_cached: true, no_store: true, ..plain }), Lookup::NotHeld));
+}
+
+#[test]
 fn an_entry_is_fresh_then_stale_then_gone() {
     let (cache, clock) = cache();
     assert_eq!(told(&cache, &clock, "k", ""), "miss");

@@ -173,6 +173,7 @@ impl Service {
         let amount = |limit| u64::try_from(limit).unwrap_or(u64::MAX);
         gateway.callers.shared.connections.set_limit(amount(doors.callers));
         gateway.callers.shared.records.set_limit(amount(buffer_bytes));
+        gateway.follow_fences();
         gateway.take_over(&recovered);
         let reconciler = Reconciler::new(gateway.clone());
         let operator_state = OperatorState::new(reconciler.clone(), &operators, Some(file.clone()), origins);

@@ -29,7 +29,7 @@ fn uncommented() -> String {
         let rest = line.strip_prefix("# ")?;
         let (key, _) = rest.split_once(" = ").unwrap_or((rest, ""));
         let is_key = key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'"' | b'.'));
-        (rest.starts_with("[[") && rest.ends_with("]]") || is_key && rest.contains(" = ")).then(|| rest.to_owned())
+        (rest.starts_with('[') && rest.ends_with(']') || is_key && rest.contains(" = ")).then(|| rest.to_owned())
     };
     SAMPLE.lines().map(|line| real(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
 }

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::state::Gateway;
+use crate::audit::Doubt;
 use crate::cache::{CacheDetail, Entry, Invalidation};
 use crate::config::WithoutLease;
 use crate::replicas::Replicas;
@@ -86,6 +87,13 @@ impl RaisedFence {
 }
 
 impl Gateway {
+    /// From now on other replicas' fences are raised on this gateway's cache.
+    pub fn follow_fences(self: &Arc<Self>) {
+        if let Some(replicas) = &self.replicas {
+            replicas.set_fence_target(Arc::new(FencedCache(Arc::downgrade(self))));
+        }
+    }
+
     /// Raises the fences of `tags` (none: everything) here, at once. The other replicas follow by what is done with the result; before
     /// a write's answer is sent, that is [`RaisedFence::everywhere`].
     pub(crate) fn raise(&self, tags: Vec<String>, after: Invalidation) -> RaisedFence {
@@ -118,6 +126,14 @@ impl Gateway {
         RaisedFence(self.replicas.clone().map(|replicas| FenceForOthers { replicas, tags, kind }))
     }
 
+    /// Fences what this write touches, or everything if its operation is unknown now.
+    pub(crate) fn fence_doubt(&self, doubt: &Doubt, after: Invalidation) -> RaisedFence {
+        let policy = self.policy();
+        let row = policy.catalogue().row(&doubt.operation);
+        let tags = row.and_then(|row| super::tags::of_path(row, &doubt.path));
+        self.raise(tags.unwrap_or_default(), after)
+    }
+
     /// Whether memory may answer a read that arrived before this call.
     pub(crate) fn memory_use(&self) -> MemoryUse {
         match &self.replicas {
@@ -132,7 +148,7 @@ impl Gateway {
 }
 
 /// What other replicas' fences are raised on: this gateway's cache. Each replica has its own settle time.
-pub(super) struct FencedCache(pub(super) Weak<Gateway>);
+struct FencedCache(Weak<Gateway>);
 
 impl FenceTarget for FencedCache {
     fn raise(&self, tags: &[String], kind: FenceKind) {

@@ -9,15 +9,14 @@ use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
 use super::admit::policy::Policy;
-use super::fences::{FencedCache, RaisedFence};
 use super::large_work::LargeWork;
 use super::metrics::GatewayMetrics;
 use super::refusal::Refusal;
 use super::refusal_tally::RefusalTally;
 use super::response::Reply;
 use super::write::order::WriteOrder;
-use super::write::shared::WritesOfAll;
-use crate::audit::{AuditLog, Doubt, HeldRequestId, Recovered};
+use super::write::writes_of_all::WritesOfAll;
+use crate::audit::{AuditLog, HeldRequestId, Recovered};
 use crate::cache::{Cache, Invalidation, SharedFetches};
 use crate::callers::Callers;
 use crate::clock::Clock;
@@ -123,7 +122,7 @@ impl Gateway {
         let callers = Callers::new(clock.clone(), replicas.clone());
         callers.set_limits(&config.limits);
         log.doubts().room().set_limit(config.limits.doubts);
-        let gateway = Arc::new(Self {
+        Arc::new(Self {
             policy: ArcSwap::from_pointee(Policy::new(config, issuers, &callers)),
             upstream: ArcSwap::new(upstream),
             shared_fetches: SharedFetches::new(&cache),
@@ -144,11 +143,7 @@ impl Gateway {
             refresh_permits: Arc::new(Semaphore::new(REFRESH_AHEAD_MAX)),
             large_work: LargeWork::new(),
             draining: AtomicBool::new(false),
-        });
-        if let Some(replicas) = &gateway.replicas {
-            replicas.set_fence_target(Arc::new(FencedCache(Arc::downgrade(&gateway))));
-        }
-        gateway
+        })
     }
 
     /// The policy in force. A request takes it once and keeps it.
@@ -201,14 +196,6 @@ impl Gateway {
             let after = Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt };
             self.fence_doubt(doubt, after).in_background(&self.tasks);
         }
-    }
-
-    /// Fences what this write touches, or everything if its operation is unknown now.
-    pub(crate) fn fence_doubt(&self, doubt: &Doubt, after: Invalidation) -> RaisedFence {
-        let policy = self.policy();
-        let row = policy.catalogue().row(&doubt.operation);
-        let tags = row.and_then(|row| super::tags::of_path(row, &doubt.path));
-        self.raise(tags.unwrap_or_default(), after)
     }
 
     /// Reports not ready from now on. Requests are still answered, but no new ones should come.

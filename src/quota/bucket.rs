@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
-use super::common::QuotaShared;
+use super::all_buckets::QuotaShared;
 use super::fair_queue::{FairQueue, SPARE, SlotAnswer, SlotGrant, SlotRequest};
 use super::journal::JournalPosition;
 use super::journal_state::{JournalBucket, JournalLine, JournalStep};

@@ -4,8 +4,8 @@
 //! shares them among threads, and `journal` puts them on disk. The upstream's rules are Make's "Rate limiting": a
 //! number of requests per minute and organization.
 
+mod all_buckets;
 mod bucket;
-mod common;
 mod fair_queue;
 mod journal;
 mod journal_state;
@@ -34,9 +34,9 @@ use serde::{Serialize, Serializer};
 use crate::clock::Clock;
 use crate::process_log::STATE;
 
+use all_buckets::QuotaShared;
 use bucket::Bucket;
 pub use bucket::Slot;
-use common::QuotaShared;
 use fair_queue::{FairQueue, SlotRequest};
 use journal::SlotJournal;
 use journal_state::{JournalLine, JournalState};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::shared::{WritesOfAll, shared_doubt, shared_end, uuid_of};
+use super::writes_of_all::{WritesOfAll, shared_doubt, shared_end, uuid_of};
 use crate::audit::{ADOPTED, AdoptedWrite, AuditLog, CannotRecord, Doubt, FieldHashes, Filter, Kind, Record};
 use crate::cache::Invalidation;
 use crate::clock::Clock;

@@ -6,7 +6,8 @@ mod idempotency;
 pub(crate) mod leaving;
 pub(crate) mod order;
 mod precondition;
-pub(crate) mod shared;
+mod shared;
+pub(crate) mod writes_of_all;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -35,7 +36,8 @@ use crate::upstream::{AttemptError, ProxyError};
 use crate::vocabulary::{Answer, Outcome};
 use order::HeldTurns;
 use precondition::Precondition;
-use shared::{EarlierAnywhere, IntendedAnywhere, OUT_OF_REACH, end_of, find_earlier_anywhere, why_not_intended};
+use shared::{EarlierAnywhere, IntendedAnywhere, end_of, find_earlier_anywhere, why_not_intended};
+use writes_of_all::OUT_OF_REACH;
 
 /// How long a caller waits for its write's outcome to reach the disk. If that takes longer, it is written once the disk is back.
 const OUTCOME_WAIT: Duration = Duration::from_secs(1);

@@ -23,7 +23,7 @@ use self::swapping::KnownState;
 #[cfg(test)]
 pub(super) use self::wishes::{AskAnswer, DecidedSwap};
 pub(super) use self::wishes::{LendTerms, OwnLimit, SharedAsk, Wishes};
-use super::common::QuotaShared;
+use super::all_buckets::QuotaShared;
 use super::fair_queue::{FairQueue, SPARE, SlotRequest};
 use super::journal::JournalPosition;
 use super::journal_state::{JournalLine, JournalStep};

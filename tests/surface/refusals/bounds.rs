@@ -1,7 +1,7 @@
 //! Refusals for want of something bounded: rate, room, quota, a log.
 
 use super::{compare, keyed, provoke, still};
-use crate::support::{ALL, LIST, ORG, OTHER, Reply, TOO, World, send, until};
+use crate::support::{ALL, LIST, ORG, OTHER, Reply, TOO, World, new_dir, send, until};
 use makegate::quota::BucketId;
 use makegate::sandbox::{Fault, FaultKind};
 
@@ -191,4 +191,18 @@ async fn a_log() {
         read = send(world.gateway, "GET", LIST, &keyed("MG182", "nobodys-key"), "").await;
     }
     compare("MG182", &read.expect(503));
+}
+
+/// Nobody listens where the replicas' database should be.
+#[tokio::test]
+async fn a_database_of_the_replicas() {
+    let files = new_dir();
+    let at = |name: &str| files.path().join(name).display().to_string();
+    std::fs::write(at("engine"), "postgresql://makegate@127.0.0.1:1/makegate").unwrap();
+    std::fs::write(at("key"), [7; 32]).unwrap();
+    let (url, key) = (at("engine"), at("key"));
+    let replicas = format!("[replicas]\nurl_file = {url:?}\nkey_file = {key:?}\nname = \"a\"\n");
+    let world = still().tables(&replicas).start().await;
+    provoke(&world, "MG241", ALL, ("PATCH", ORG), &[], "{}").await.expect(503);
+    assert_eq!(world.received("PATCH", ORG), 0, "nothing goes upstream that could be lost or doubled");
 }

@@ -43,8 +43,8 @@ use journal_state::{JournalLine, JournalState};
 pub use outlook::{QuotaOutlook, WaitsFor};
 use savings::Savings;
 pub use settings::{LimitSource, QuotaSettings};
+pub use shared::SharedQuota;
 use shared::{JournalPast, OwnLimit, QuotaGroup, SharedTurns};
-pub use shared::{SharedQuota, SwapCounters};
 use throttle_gate::CloseReason;
 use window::{HOLD_MS, Moment};
 
@@ -406,18 +406,6 @@ impl Quota {
     fn tell_limit(&self, id: BucketId, bucket: &Arc<Bucket>, learned: u32, is_news: bool) {
         let (limit, from) = self.settings().limit(id, learned);
         bucket.set_limit(limit, from, is_news);
-    }
-
-    /// How swaps went, if replicas share the quota.
-    #[must_use]
-    pub fn swaps(&self) -> Option<&SwapCounters> {
-        self.group.as_ref().map(|group| &group.counters)
-    }
-
-    /// How often somebody set the clock by which replicas count, as far as this one noticed.
-    #[must_use]
-    pub fn engine_clock_steps(&self) -> u64 {
-        self.group.as_ref().map_or(0, |group| group.clock_steps())
     }
 
     fn all(&self) -> Vec<(BucketId, Arc<Bucket>)> {

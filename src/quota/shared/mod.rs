@@ -11,7 +11,6 @@ mod swapping;
 mod tests;
 mod wishes;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -69,33 +68,7 @@ pub(super) struct QuotaGroup {
     tasks: Tasks,
     common: Arc<QuotaShared>,
     gate: watch::Sender<EpochGate>,
-    pub(super) counters: SwapCounters,
     turns: Mutex<Vec<Weak<SharedTurns>>>,
-}
-
-/// How swaps went since the start.
-#[derive(Debug, Default)]
-pub struct SwapCounters {
-    /// Carried out.
-    pub swapped: AtomicU64,
-    /// Somebody was faster.
-    pub lost: AtomicU64,
-    /// The engine could not be reached, or its answer did not come.
-    pub failed: AtomicU64,
-}
-
-impl SwapCounters {
-    fn swapped(&self) {
-        self.swapped.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn lost(&self) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn failed(&self) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 /// Whether slots can be had in the engine's soft state.
@@ -178,15 +151,11 @@ impl QuotaGroup {
         let attempt_ms = u64::try_from(attempt_max.as_millis()).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
         let terms = LendTerms { owner: incarnation.as_u128(), attempt_ms, reserve_percent };
         let (gate, turns) = (watch::Sender::new(EpochGate::default()), Mutex::default());
-        Arc::new(Self { cells, terms, replicas_max, tasks, common, gate, counters: SwapCounters::default(), turns })
+        Arc::new(Self { cells, terms, replicas_max, tasks, common, gate, turns })
     }
 
     fn now(&self) -> Option<EngineTime> {
         self.cells.clock().at(self.common.clock.boot())
-    }
-
-    pub(super) fn clock_steps(&self) -> u64 {
-        self.cells.clock().steps()
     }
 
     /// All buckets that are known.

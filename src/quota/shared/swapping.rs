@@ -161,11 +161,9 @@ impl SharedTurns {
         match cells.swap(epoch, &self.cell, made.version, made.state.encode()).await {
             Ok(CellReply::Swapped(version)) => {
                 made.version = version;
-                self.group.counters.swapped();
                 self.settle(epoch, made);
             }
             Ok(CellReply::Content(_)) => {
-                self.group.counters.lost();
                 self.put_locked(epoch).await;
             }
             Err(error) => self.failed(&error),
@@ -183,7 +181,6 @@ impl SharedTurns {
         match (reply, made) {
             (Ok(CellReply::Swapped(version)), Some(mut made)) => {
                 made.version = version;
-                self.group.counters.swapped();
                 self.settle(epoch, made);
             }
             (Ok(CellReply::Content(_)), Some(made)) if !made.swap.is_changed => self.settle(epoch, made),
@@ -265,7 +262,6 @@ impl SharedTurns {
             desk.retry_at = boot + EPOCH_RETRY_MS;
             Vec::new()
         } else {
-            self.group.counters.failed();
             (desk.is_cut_off, desk.retry_at) = (true, boot + RETRY_MS);
             self.offers(&mut desk, boot)
         };

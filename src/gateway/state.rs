@@ -16,7 +16,7 @@ use super::refusal::Refusal;
 use super::refusal_tally::RefusalTally;
 use super::response::Reply;
 use super::write::order::WriteOrder;
-use super::write::shared::WritesOfAll;
+use super::write::writes_of_all::WritesOfAll;
 use crate::audit::{AuditLog, Doubt, HeldRequestId, Recovered};
 use crate::cache::{Cache, Invalidation, SharedFetches};
 use crate::callers::Callers;

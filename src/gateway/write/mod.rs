@@ -7,6 +7,7 @@ pub(crate) mod leaving;
 pub(crate) mod order;
 mod precondition;
 pub(crate) mod shared;
+pub(crate) mod writes_of_all;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,7 +1,6 @@
 //! Steps 8, 10 and 12 of a write over all replicas: what the others know of earlier ones, its intent in the engine, how it ended.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
@@ -15,64 +14,11 @@ use crate::gateway::response::Reply;
 use crate::gateway::state::Gateway;
 use crate::idempotency::{FirstAnswer, KeyClaim, WriteEnd};
 use crate::ids::Fingerprint;
-use crate::replicas::Replicas;
-use crate::replicas::writes::turns::SharedTurns;
 use crate::replicas::writes::{
     EarlierQuestion, EarlierWrites, KnownWrite, NotIntended, SharedAnswer, SharedEnd, SharedState, SharedWrite,
     SharedWrites,
 };
 use crate::vocabulary::Outcome;
-
-/// The writes of all replicas, as this gateway needs them.
-pub(crate) struct WritesOfAll {
-    pub(crate) writes: Arc<SharedWrites>,
-    pub(crate) turns: Arc<SharedTurns>,
-    /// The intents of doubts in this log that other replicas look after.
-    elsewhere: Mutex<HashSet<u64>>,
-    /// The writes whose adoption is on its way to the log's disk.
-    adopting: Mutex<HashSet<Uuid>>,
-    /// When the oldest part of this log began, before which it knows nothing.
-    pub(super) log_began: Timestamp,
-}
-
-impl WritesOfAll {
-    pub(crate) fn start(replicas: &Arc<Replicas>, log_began: Timestamp) -> Self {
-        let writes = SharedWrites::start(replicas.clone(), replicas.tasks());
-        let turns = SharedTurns::start(writes.clone(), replicas.tasks());
-        Self { turns, writes, elsewhere: Mutex::default(), adopting: Mutex::default(), log_began }
-    }
-
-    fn elsewhere(&self) -> MutexGuard<'_, HashSet<u64>> {
-        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether another replica looks after the doubt with this intent.
-    pub(crate) fn is_elsewhere(&self, intent: u64) -> bool {
-        self.elsewhere().contains(&intent)
-    }
-
-    pub(crate) fn set_elsewhere(&self, intents: HashSet<u64>) {
-        *self.elsewhere() = intents;
-    }
-
-    pub(super) fn adopting(&self) -> MutexGuard<'_, HashSet<Uuid>> {
-        self.adopting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Why writes may not go on now, if they may not.
-    fn shortage(&self) -> EngineShortage {
-        if self.writes.replicas().lease().holds() { EngineShortage::Healing } else { EngineShortage::NoWrites }
-    }
-
-    /// # Errors
-    /// Writes may not go on now.
-    pub(super) fn check_open(&self) -> Result<(), Refusal> {
-        match self.writes.open_epoch() {
-            Some(_) => Ok(()),
-            None => Err(Refusal::NoEngine { why: self.shortage() }),
-        }
-    }
-}
 
 /// The refusal of a write whose intent or turn the engine could not be asked for.
 pub(super) const OUT_OF_REACH: Refusal = Refusal::NoEngine { why: EngineShortage::NoWrites };
@@ -267,9 +213,12 @@ pub(super) async fn why_not_intended(
     match why {
         NotIntended::NoAnswer => OUT_OF_REACH,
         NotIntended::Refused => {
-            let found = Box::pin(find_earlier_anywhere(gateway, request, identity)).await;
-            // What was in the way has ended since: another attempt finds that out.
-            found.err().unwrap_or(Refusal::NoEngine { why: EngineShortage::Healing })
+            // What was in the way may have ended since: another attempt finds that out.
+            match Box::pin(find_earlier_anywhere(gateway, request, identity)).await {
+                Err(refusal) => refusal,
+                Ok(EarlierAnywhere::Replayed(_, Reply { filled_by: Some(first), .. })) => Refusal::KeyRunning { first },
+                Ok(_) => Refusal::NoEngine { why: EngineShortage::Healing },
+            }
         }
     }
 }

@@ -41,4 +41,4 @@ pub use response::AnswerBody;
 pub use state::{Engines, Gateway};
 pub use write::healing::Unfinished;
 pub use write::leaving::{LeftWrites, leave_writes};
-pub(crate) use write::writes_of_all;
+pub(crate) use write::shared;

@@ -7,7 +7,7 @@ use super::settle::{self, NotSettled, Settlement, shared_verdict};
 use crate::audit::{Doubt, Record};
 use crate::cache::Invalidation;
 use crate::gateway::Gateway;
-use crate::gateway::writes_of_all::{doubt_elsewhere, shared_doubt};
+use crate::gateway::shared::{doubt_elsewhere, shared_doubt};
 use crate::ids::RequestId;
 use crate::process_log::ALWAYS;
 use crate::replicas::writes::{KnownWrite, SharedState};

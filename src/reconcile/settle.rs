@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::audit::{CannotRecord, Doubt, Kind, Peer, Record};
 use crate::cache::Invalidation;
 use crate::gateway::Gateway;
-use crate::gateway::writes_of_all::shared_doubt;
+use crate::gateway::shared::shared_doubt;
 use crate::idempotency::KeyedWrite;
 use crate::ids::KeyId;
 use crate::process_log::ALWAYS;

@@ -383,7 +383,8 @@ impl SharedWrites {
     /// # Errors
     /// The engine does not answer.
     pub async fn own_open(&self) -> Result<Vec<KnownWrite>, EngineError> {
-        let rows = self.replicas.engine().query(Line::Bulk, &statements::OWN_OPEN, &[&&**self.replicas.name()]).await?;
+        let rows =
+            self.replicas.engine().query(Line::Quick, &statements::OWN_OPEN, &[&&**self.replicas.name()]).await?;
         Ok(rows.iter().filter_map(KnownWrite::of).collect())
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::writes_of_all::{WritesOfAll, shared_doubt, shared_end, uuid_of};
+use super::shared::{shared_doubt, shared_end, uuid_of};
+use super::writes_of_all::WritesOfAll;
 use crate::audit::{ADOPTED, AdoptedWrite, AuditLog, CannotRecord, Doubt, FieldHashes, Filter, Kind, Record};
 use crate::cache::Invalidation;
 use crate::clock::Clock;
@@ -101,9 +102,7 @@ impl HealingRound<'_> {
             self.reassert().await?;
             *told = Some(self.epoch.clone());
         }
-        if writes.open_epoch() != Some(self.epoch.id)
-            && (writes.is_settled(self.epoch) || writes.have_all_reasserted(self.epoch).await?)
-        {
+        if writes.open_epoch() != Some(self.epoch.id) && writes.may_open(self.epoch).await? {
             writes.open(self.epoch);
             tracing::info!(epoch = %self.epoch.id, "writes may go on: all that was open before is known");
         }

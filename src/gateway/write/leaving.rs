@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::healing::{HealingRound, Unfinished};
-use super::writes_of_all::{WritesOfAll, write_end};
+use super::shared::write_end;
+use super::writes_of_all::WritesOfAll;
 use crate::audit::AuditLog;
 use crate::clock::Clock;
 use crate::idempotency::{IdempotencyStore, KeyedWrite};

@@ -6,7 +6,7 @@ mod idempotency;
 pub(crate) mod leaving;
 pub(crate) mod order;
 mod precondition;
-mod shared;
+pub(crate) mod shared;
 pub(crate) mod writes_of_all;
 
 use std::borrow::Cow;
@@ -36,8 +36,7 @@ use crate::upstream::{AttemptError, ProxyError};
 use crate::vocabulary::{Answer, Outcome};
 use order::HeldTurns;
 use precondition::Precondition;
-use shared::{EarlierAnywhere, IntendedAnywhere, end_of, find_earlier_anywhere, why_not_intended};
-use writes_of_all::OUT_OF_REACH;
+use shared::{EarlierAnywhere, IntendedAnywhere, OUT_OF_REACH, end_of, find_earlier_anywhere, why_not_intended};
 
 /// How long a caller waits for its write's outcome to reach the disk. If that takes longer, it is written once the disk is back.
 const OUTCOME_WAIT: Duration = Duration::from_secs(1);

@@ -4,20 +4,68 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use super::idempotency::{EarlierWrite, WriteIdentity, replay};
-use super::writes_of_all::{OUT_OF_REACH, marks_text, shared_end, uuid_of, write_end};
-use crate::audit::{Record, Text};
+use crate::audit::{AdoptedWrite, AuditLog, Doubt, FieldHashes, Record, Text};
 use crate::gateway::refusal::{EngineShortage, Refusal};
 use crate::gateway::request::AuthorizedRequest;
 use crate::gateway::response::Reply;
 use crate::gateway::state::Gateway;
-use crate::idempotency::{KeyClaim, WriteEnd};
+use crate::idempotency::{FirstAnswer, KeyClaim, WriteEnd};
 use crate::ids::Fingerprint;
 use crate::replicas::writes::{
-    EarlierQuestion, EarlierWrites, NotIntended, SharedEnd, SharedState, SharedWrite, SharedWrites,
+    EarlierQuestion, EarlierWrites, KnownWrite, NotIntended, SharedAnswer, SharedEnd, SharedState, SharedWrite,
+    SharedWrites,
 };
 use crate::vocabulary::Outcome;
+
+/// The refusal of a write whose intent or turn the engine could not be asked for.
+pub(super) const OUT_OF_REACH: Refusal = Refusal::NoEngine { why: EngineShortage::NoWrites };
+
+pub(crate) fn uuid_of(id: Fingerprint) -> Uuid {
+    Uuid::from_bytes(*id.as_bytes())
+}
+
+/// A write in doubt of this log as all replicas know it.
+pub(crate) fn shared_doubt(log: &AuditLog, doubt: &Doubt) -> SharedWrite {
+    SharedWrite {
+        id: uuid_of(log.doubt_id(doubt)),
+        request: doubt.request,
+        caller: doubt.caller.clone(),
+        operation: doubt.operation.clone(),
+        organization: doubt.organization,
+        path: doubt.path.clone(),
+        fingerprint: doubt.fingerprint.unwrap_or_else(|| Fingerprint::from_bytes([0; 16])),
+        key: doubt.idempotency,
+        marks: marks_text(doubt.marks.as_ref()),
+        time: doubt.time,
+    }
+}
+
+/// A write in doubt of another replica, as this log would know it.
+pub(crate) fn doubt_elsewhere(known: &KnownWrite) -> Doubt {
+    let SharedWrite { id, request, caller, operation, organization, path, fingerprint, key, marks, time } =
+        &known.write;
+    let id = Fingerprint::from_bytes(id.into_bytes());
+    Doubt {
+        intent: 0,
+        request: *request,
+        time: *time,
+        caller: caller.clone(),
+        operation: operation.clone(),
+        organization: *organization,
+        path: path.clone(),
+        fingerprint: Some(*fingerprint),
+        idempotency: *key,
+        marks: marks.as_ref().and_then(|marks| serde_json::from_str(marks).ok()),
+        adopted: Some(Box::new(AdoptedWrite { id, replica: known.replica.clone(), time: *time })),
+    }
+}
+
+fn marks_text(marks: Option<&FieldHashes>) -> Option<Box<str>> {
+    marks.and_then(|marks| serde_json::to_string(marks).ok()).map(Into::into)
+}
 
 /// The write of this intent as all replicas know it. Its id follows from the intent alone, to the microsecond of its record.
 fn shared_intent(
@@ -95,6 +143,22 @@ fn judge(found: EarlierWrites, write: Fingerprint) -> Result<EarlierAnywhere, Re
     Ok(if found.same_request.is_some() { EarlierAnywhere::RequestTaken } else { EarlierAnywhere::New })
 }
 
+/// How a write ended that another replica may have sent.
+pub(crate) fn write_end(known: &KnownWrite) -> WriteEnd {
+    let answer = known.answer.as_ref();
+    WriteEnd {
+        done: known.done.unwrap_or(true),
+        answer: answer.and_then(|answer| FirstAnswer::of_parts(answer.status, &answer.head, answer.body.clone())),
+    }
+}
+
+/// How a write ended here, for all replicas.
+pub(crate) fn shared_end(done: bool, answer: Option<&FirstAnswer>) -> SharedEnd {
+    let answer =
+        answer.map(|kept| SharedAnswer { status: kept.status.as_u16(), head: kept.head(), body: kept.body.clone() });
+    SharedEnd { state: SharedState::Ended, done: Some(done), answer }
+}
+
 /// The same for a write with this outcome, of which `kept` is kept for its key.
 pub(super) fn end_of(outcome: Outcome, kept: Option<&WriteEnd>) -> SharedEnd {
     match (outcome, kept) {
@@ -149,9 +213,12 @@ pub(super) async fn why_not_intended(
     match why {
         NotIntended::NoAnswer => OUT_OF_REACH,
         NotIntended::Refused => {
-            let found = Box::pin(find_earlier_anywhere(gateway, request, identity)).await;
-            // What was in the way has ended since: another attempt finds that out.
-            found.err().unwrap_or(Refusal::NoEngine { why: EngineShortage::Healing })
+            // What was in the way may have ended since: another attempt finds that out.
+            match Box::pin(find_earlier_anywhere(gateway, request, identity)).await {
+                Err(refusal) => refusal,
+                Ok(EarlierAnywhere::Replayed(_, Reply { filled_by: Some(first), .. })) => Refusal::KeyRunning { first },
+                Ok(_) => Refusal::NoEngine { why: EngineShortage::Healing },
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The writes of all replicas as this gateway needs them, and how this log's doubts and ends are those of all.
+//! The writes of all replicas, as a gateway needs them.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,13 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::audit::{AdoptedWrite, AuditLog, Doubt, FieldHashes};
 use crate::gateway::refusal::{EngineShortage, Refusal};
-use crate::idempotency::{FirstAnswer, WriteEnd};
-use crate::ids::Fingerprint;
 use crate::replicas::Replicas;
+use crate::replicas::writes::SharedWrites;
 use crate::replicas::writes::turns::SharedTurns;
-use crate::replicas::writes::{KnownWrite, SharedAnswer, SharedEnd, SharedState, SharedWrite, SharedWrites};
 
 /// The writes of all replicas, as this gateway needs them.
 pub(crate) struct WritesOfAll {
@@ -63,67 +60,4 @@ impl WritesOfAll {
             None => Err(Refusal::NoEngine { why: self.shortage() }),
         }
     }
-}
-
-/// The refusal of a write whose intent or turn the engine could not be asked for.
-pub(super) const OUT_OF_REACH: Refusal = Refusal::NoEngine { why: EngineShortage::NoWrites };
-
-pub(crate) fn uuid_of(id: Fingerprint) -> Uuid {
-    Uuid::from_bytes(*id.as_bytes())
-}
-
-/// A write in doubt of this log as all replicas know it.
-pub(crate) fn shared_doubt(log: &AuditLog, doubt: &Doubt) -> SharedWrite {
-    SharedWrite {
-        id: uuid_of(log.doubt_id(doubt)),
-        request: doubt.request,
-        caller: doubt.caller.clone(),
-        operation: doubt.operation.clone(),
-        organization: doubt.organization,
-        path: doubt.path.clone(),
-        fingerprint: doubt.fingerprint.unwrap_or_else(|| Fingerprint::from_bytes([0; 16])),
-        key: doubt.idempotency,
-        marks: marks_text(doubt.marks.as_ref()),
-        time: doubt.time,
-    }
-}
-
-/// A write in doubt of another replica, as this log would know it.
-pub(crate) fn doubt_elsewhere(known: &KnownWrite) -> Doubt {
-    let SharedWrite { id, request, caller, operation, organization, path, fingerprint, key, marks, time } =
-        &known.write;
-    let id = Fingerprint::from_bytes(id.into_bytes());
-    Doubt {
-        intent: 0,
-        request: *request,
-        time: *time,
-        caller: caller.clone(),
-        operation: operation.clone(),
-        organization: *organization,
-        path: path.clone(),
-        fingerprint: Some(*fingerprint),
-        idempotency: *key,
-        marks: marks.as_ref().and_then(|marks| serde_json::from_str(marks).ok()),
-        adopted: Some(Box::new(AdoptedWrite { id, replica: known.replica.clone(), time: *time })),
-    }
-}
-
-pub(super) fn marks_text(marks: Option<&FieldHashes>) -> Option<Box<str>> {
-    marks.and_then(|marks| serde_json::to_string(marks).ok()).map(Into::into)
-}
-
-/// How a write ended that another replica may have sent.
-pub(crate) fn write_end(known: &KnownWrite) -> WriteEnd {
-    let answer = known.answer.as_ref();
-    WriteEnd {
-        done: known.done.unwrap_or(true),
-        answer: answer.and_then(|answer| FirstAnswer::of_parts(answer.status, &answer.head, answer.body.clone())),
-    }
-}
-
-/// How a write ended here, for all replicas.
-pub(crate) fn shared_end(done: bool, answer: Option<&FirstAnswer>) -> SharedEnd {
-    let answer =
-        answer.map(|kept| SharedAnswer { status: kept.status.as_u16(), head: kept.head(), body: kept.body.clone() });
-    SharedEnd { state: SharedState::Ended, done: Some(done), answer }
 }

@@ -12,6 +12,9 @@ use crate::replicas::Epoch;
 use crate::replicas::engine::{EngineError, Line, Parameters};
 use crate::replicas::members::RATES;
 
+/// For how many leases writes wait for members that are alive, and do not say what they know.
+const PATIENCE_LEASES: u32 = 6;
+
 /// A write that another replica sent, and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostWrite {
@@ -62,7 +65,7 @@ impl SharedWrites {
         let mut restored = 0;
         for writes in writes.chunks(CHORE_MAX) {
             let ids: Vec<_> = writes.iter().map(|(write, _)| write.id).collect();
-            let lacking = self.replicas.engine().query(Line::Bulk, &statements::LACKING, &[&ids]).await?;
+            let lacking = self.replicas.engine().query(Line::Quick, &statements::LACKING, &[&ids]).await?;
             let lacking: Vec<Uuid> = lacking.iter().map(|row| row.get(0)).collect();
             let lacking = writes.iter().filter(|(write, _)| lacking.contains(&write.id));
             let lacking: Vec<_> = lacking.map(|(write, end)| (&**write, end)).collect();
@@ -81,7 +84,7 @@ impl SharedWrites {
         let mut lacking = Vec::new();
         for keys in keys.chunks(CHORE_MAX) {
             let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes().as_slice()).collect();
-            let rows = self.replicas.engine().query(Line::Bulk, &statements::LACKING_KEYS, &[&keys]).await?;
+            let rows = self.replicas.engine().query(Line::Quick, &statements::LACKING_KEYS, &[&keys]).await?;
             let keys =
                 rows.iter().filter_map(|row| row.get::<_, &[u8]>(0).try_into().ok().map(Fingerprint::from_bytes));
             lacking.extend(keys);
@@ -99,13 +102,16 @@ impl SharedWrites {
         self.replicas.engine().execute(Line::Quick, &statements::SAY_REASSERTED, parameters).await.map(drop)
     }
 
-    /// Whether all replicas have done so in this epoch.
+    /// Whether writes may go on in this epoch: all replicas have done so, or those that are alive have, and the others have had a lease to
+    /// come. Whoever is alive and cannot do so is waited for, but not for ever.
     ///
     /// # Errors
     /// The engine does not answer.
-    pub async fn have_all_reasserted(&self, epoch: &Epoch) -> Result<bool, EngineError> {
+    pub async fn may_open(&self, epoch: &Epoch) -> Result<bool, EngineError> {
         let rows = self.replicas.engine().query(Line::Quick, &statements::ALL_REASSERTED, &[&epoch.id]).await?;
-        Ok(rows.first().is_some_and(|row| row.get(0)))
+        let (all, alive) = rows.first().map_or((false, false), |row| (row.get(0), row.get(1)));
+        let age = self.replicas.clock.boot().saturating_sub(epoch.seen);
+        Ok(all || self.is_settled(epoch) && (alive || age > self.replicas.config().lease * PATIENCE_LEASES))
     }
 
     /// Deletes some rows of writes that ended longer ago than this. Returns how many.

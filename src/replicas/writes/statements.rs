@@ -169,10 +169,11 @@ pub(super) static SAY_REASSERTED: Statement = Statement::new(
     &[T, Type::UUID, Type::UUID],
 );
 
-/// Whether every replica that has not left is a member of this epoch and has said what it knows.
+/// Whether every replica that has not left is a member of this epoch and has said what it knows; and whether every member that is alive has.
 pub(super) static ALL_REASSERTED: Statement = Statement::new(
     "select not exists (select from mg.replica r where r.left_at is null \
-       and not exists (select from mg.member m where m.replica = r.name and m.reasserted)) from mg.epoch e where e.id = $1",
+       and not exists (select from mg.member m where m.replica = r.name and m.reasserted)), \
+       not exists (select from mg.member m where not m.gone and not m.reasserted) from mg.epoch e where e.id = $1",
     &[Type::UUID],
 );
 

@@ -2,8 +2,8 @@
 # What several replicas cost: benches/replicas.sh [BINARY] [ROUNDS] [OPERATIONS]
 # Starts a PostgreSQL of its own and a simulated Make, and prints, as tables for docs/performance.md: processor time per hit without and
 # with [replicas]; what 1, 3 and 10 replicas add to a miss and to a write (p50, p99, one connection), and the processor time of PostgreSQL
-# for each; and how much of Make's quota three replicas use that all want it (as the simulated Make counts it; SKIP_QUOTA=1 leaves that
-# out: it takes two and a half minutes). The hits are counted in processor time, in turns, because the machine's time since its start, by
+# for each; and how much of Make's quota three replicas use that all want it, as the simulated Make counts it (two and a half minutes).
+# PARTS="hits latencies quota" selects. The hits are counted in processor time, in turns, because the machine's time since its start, by
 # which a lease is counted, cannot be read under valgrind. PostgreSQL syncs to the disk of DISK (a folder; by default the temporary one).
 # Needs PostgreSQL (initdb, postgres, psql), curl and python3. Loopback only. Compare within one run.
 set -euo pipefail
@@ -16,7 +16,7 @@ for tool in initdb postgres psql curl python3; do
 done
 binary=$(realpath "$binary") work=$(mktemp -d "${DISK:-${TMPDIR:-/tmp}}/replicas.XXXXXX") pids=() engine=
 chmod 755 "$work"
-stop() { kill "${pids[@]}" 2> /dev/null || true; wait "${pids[@]}" 2> /dev/null || true; pids=(); }
+stop() { ((${#pids[@]} == 0)) || { kill "${pids[@]}" 2> /dev/null || true; wait "${pids[@]}" 2> /dev/null || true; pids=(); }; }
 tidy() { stop; [[ -z $engine ]] || { kill -QUIT "$engine" 2> /dev/null && wait "$engine" 2> /dev/null || true; }; rm -rf "$work"; }
 trap tidy EXIT
 up() { for ((i = 0; i < 600; i++)); do (exec 3<> "/dev/tcp/127.0.0.1/$1") 2> /dev/null && return; sleep 0.05; done; echo "nobody at port $1" >&2; exit 1; }
@@ -107,30 +107,35 @@ door() { echo "http://127.0.0.1:$((gateway + $1))/api/v2/organizations"; }
 spent_ns() { cat "/proc/$1/task"/*/schedstat $(for child in $(cat "/proc/$1/task/$1/children"); do echo /proc/"$child"/schedstat; done) 2> /dev/null | awk '{sum += $1} END {printf "%.0f", sum}'; }
 middle() { sort -n | awk '{value[NR] = $1} END {print value[int((NR + 1) / 2)]}'; }
 
-# Hits: two makegates in turns, each asked the same.
-sandbox 1000000000
-fleet 1 60000000
-configure 15 60000000
-serve 15
-ready 15
-hits=20000
-for ((round = 0; round <= rounds; round++)); do
-    for n in 15 0; do
-        curl -sf -o /dev/null -H "$key" "$(door $n)/11"
-        before=$(spent_ns "${server[$n]}")
-        good=$(curl -s -o /dev/null -w '%{http_code} %header{cache-status}\n' -H "$key" "$(door $n)/11#[1-$hits]" | grep -c '^200 makegate; hit' || true)
-        after=$(spent_ns "${server[$n]}")
-        ((good == hits)) || { echo "$good of $hits were hits" >&2; exit 1; }
-        ((round == 0)) || echo $(((after - before) / hits)) >> "$work/hit.$n"
-    done
-done
-alone=$(middle < "$work/hit.15") shared=$(middle < "$work/hit.0")
-printf '| a hit, one connection | processor time |\n| --- | --- |\n'
-awk -v a="$alone" -v s="$shared" 'BEGIN {
-    printf "| without `[replicas]` | %.1f µs |\n| with it | %.1f µs (%+.1f %%) |\n\n", a / 1000, s / 1000, 100 * (s - a) / a}'
+parts=" ${PARTS:-hits latencies quota} "
 
-# Misses and writes over one connection, each waiting for the one before.
-cat > "$work/load.py" <<'PYTHON'
+# Hits: two makegates in turns, each asked the same.
+hits() {
+    sandbox 1000000000
+    fleet 1 60000000
+    configure 15 60000000
+    serve 15
+    ready 15
+    local hits=20000 round n before after good alone shared
+    for ((round = 0; round <= rounds; round++)); do
+        for n in 15 0; do
+            curl -sf -o /dev/null -H "$key" "$(door $n)/11"
+            before=$(spent_ns "${server[$n]}")
+            good=$(curl -s -o /dev/null -w '%{http_code} %header{cache-status}\n' -H "$key" "$(door $n)/11#[1-$hits]" | grep -c '^200 makegate; hit' || true)
+            after=$(spent_ns "${server[$n]}")
+            ((good == hits)) || { echo "$good of $hits were hits" >&2; exit 1; }
+            ((round == 0)) || echo $(((after - before) / hits)) >> "$work/hit.$n"
+        done
+    done
+    alone=$(middle < "$work/hit.15") shared=$(middle < "$work/hit.0")
+    printf '| a hit, one connection | processor time |\n| --- | --- |\n'
+    awk -v a="$alone" -v s="$shared" 'BEGIN {
+        printf "| without `[replicas]` | %.1f µs |\n| with it | %.1f µs (%+.1f %%) |\n\n", a / 1000, s / 1000, 100 * (s - a) / a}'
+}
+
+latencies() {
+    # Misses and writes over one connection, each waiting for the one before.
+    cat > "$work/load.py" <<'PYTHON'
 import http.client, sys, time
 port, kind, count, seed = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 headers = {"Authorization": "Token bench-key"}
@@ -150,21 +155,27 @@ for n in range(count):
 took.sort()
 print(*(round(took[int(len(took) * part)] * 1e6) for part in (0.5, 0.99)))
 PYTHON
-measure() { # WORDS NUMBER
-    local words=$1 n=$2 kind idle took before cost began p50 p99
-    for kind in miss write; do
-        python3 "$work/load.py" $((gateway + n)) $kind 100 "warm$RANDOM" > /dev/null
-        before=$(spent_ns "$engine")
-        sleep 2
-        idle=$((($(spent_ns "$engine") - before) / 2))
-        before=$(spent_ns "$engine") began=$(date +%s%N)
-        python3 "$work/load.py" $((gateway + n)) $kind "$operations" "c$RANDOM$RANDOM" > "$work/took" || exit 1
-        took=$(($(date +%s%N) - began)) cost=$(($(spent_ns "$engine") - before))
-        read -r p50 p99 < "$work/took"
-        echo "$words $kind $p50 $p99 $cost $((idle / 1000 * (took / 1000000) / 1000))" >> "$work/latencies"
-    done
+    measure() { # WORDS NUMBER
+        local words=$1 n=$2 kind idle took before cost began p50 p99
+        for kind in miss write; do
+            python3 "$work/load.py" $((gateway + n)) $kind 100 "warm$RANDOM" > /dev/null
+            before=$(spent_ns "$engine")
+            sleep 2
+            idle=$((($(spent_ns "$engine") - before) / 2))
+            before=$(spent_ns "$engine") began=$(date +%s%N)
+            python3 "$work/load.py" $((gateway + n)) $kind "$operations" "c$RANDOM$RANDOM" > "$work/took" || exit 1
+            took=$(($(date +%s%N) - began)) cost=$(($(spent_ns "$engine") - before))
+            read -r p50 p99 < "$work/took"
+            echo "$words $kind $p50 $p99 $cost $((idle / 1000 * (took / 1000000) / 1000))" >> "$work/latencies"
+        done
 }
+local round count words kind
 for ((round = 1; round <= (rounds + 2) / 3; round++)); do
+    stop
+    sandbox 1000000000
+    configure 15 60000000
+    serve 15
+    ready 15
     measure none 15
     for count in 1 3 10; do
         stop
@@ -172,11 +183,6 @@ for ((round = 1; round <= (rounds + 2) / 3; round++)); do
         fleet $count 60000000
         measure $count 0
     done
-    stop
-    sandbox 1000000000
-    configure 15 60000000
-    serve 15
-    ready 15
 done
 printf '| replicas | a miss: p50, p99 | added | a write: p50, p99 | added | PostgreSQL, of a miss | of a write |\n'
 printf '| --- | --- | --- | --- | --- | --- | --- |\n'
@@ -193,15 +199,17 @@ for words in none 1 3 10; do
     done
     printf '\n'
 done
+printf '\n'
+}
 
 # The quota: three replicas, each asked for more than all of it.
-[[ -z ${SKIP_QUOTA:-} ]] || exit 0
-quota=240
-stop
-sandbox $quota
-fleet 3 $quota
-sleep 62 # what getting ready took is free again
-cat > "$work/want.py" <<'PYTHON'
+quota() {
+    local quota=240 last count refused wanting
+    stop
+    sandbox $quota
+    fleet 3 $quota
+    sleep 62 # what getting ready took is free again
+    cat > "$work/want.py" <<'PYTHON'
 import http.client, sys, threading, time
 ports, seconds = [int(port) for port in sys.argv[1].split(",")], float(sys.argv[2])
 end, statuses, lock = time.monotonic() + seconds, {}, threading.Lock()
@@ -222,17 +230,24 @@ threads = [threading.Thread(target=want, args=(port, f"{port}a{k}")) for port in
 [thread.join() for thread in threads]
 print(statuses)
 PYTHON
-received() { curl -sf "http://127.0.0.1:$make/sandbox/received?after=$1&limit=100000" | python3 -c '
+    cat > "$work/received.py" <<'PYTHON'
 import json, sys
 rows = json.load(sys.stdin)["received"]
-print(len(rows), sum(row.get("status") == 429 for row in rows), rows[-1]["number"] if rows else 0)'; }
-read -r _ _ last < <(received 0)
-python3 "$work/want.py" "$((gateway)),$((gateway + 1)),$((gateway + 2))" 75 > "$work/wanted" &
-wanting=$!
-sleep 10
-read -r _ _ last < <(received "$last")
-sleep 60
-read -r count refused _ < <(received "$last")
-wait $wanting
-printf '\nquota: Make received %d of %d requests in a minute (%.1f %%), and refused %d; callers got %s\n' \
-    "$count" $quota "$(awk -v c="$count" -v q=$quota 'BEGIN {print 100 * c / q}')" "$refused" "$(cat "$work/wanted")"
+print(len(rows), sum(row["status"] == 429 for row in rows), rows[-1]["number"] if rows else 0)
+PYTHON
+    received() { curl -sf "http://127.0.0.1:$make/sandbox/received?after=$1&limit=100000" | python3 "$work/received.py"; }
+    read -r _ _ last < <(received 0)
+    python3 "$work/want.py" "$((gateway)),$((gateway + 1)),$((gateway + 2))" 75 > "$work/wanted" &
+    wanting=$!
+    sleep 10
+    read -r _ _ last < <(received "$last")
+    sleep 60
+    read -r count refused _ < <(received "$last")
+    wait $wanting
+    printf 'quota: Make received %d of %d requests in a minute (%.1f %%), and refused %d; callers got %s\n' \
+        "$count" $quota "$(awk -v c="$count" -v q=$quota 'BEGIN {print 100 * c / q}')" "$refused" "$(cat "$work/wanted")"
+}
+
+for part in hits latencies quota; do
+    [[ $parts != *" $part "* ]] || { stop; $part; }
+done

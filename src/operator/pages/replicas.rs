@@ -22,7 +22,7 @@ use crate::replicas::{ListedReplica, Replicas, Roster, TakesPart};
 const HASH_CHARS: usize = 8;
 
 #[derive(Debug, Serialize)]
-struct ReplicasPage {
+struct ReplicasView {
     /// Whether there is `[replicas]`.
     configured: bool,
     /// The replica that answers.
@@ -73,8 +73,8 @@ pub(crate) async fn replicas(
     view: PageView,
 ) -> Result<Response, OperatorRefusal> {
     let page = match &state.gateway.replicas {
-        Some(replicas) => ReplicasPage::of(&state, replicas, replicas.fresh_roster().await.as_deref()),
-        None => ReplicasPage {
+        Some(replicas) => ReplicasView::of(&state, replicas, replicas.fresh_roster().await.as_deref()),
+        None => ReplicasView {
             configured: false,
             this: None,
             replicas: Vec::new(),
@@ -87,7 +87,7 @@ pub(crate) async fn replicas(
     Ok(view.show(&page))
 }
 
-impl ReplicasPage {
+impl ReplicasView {
     fn of(state: &OperatorState, replicas: &Replicas, roster: Option<&Roster>) -> Self {
         let lease_ms = u64::try_from(replicas.lease().left().as_millis()).unwrap_or(u64::MAX);
         let row = |listed: &ListedReplica| ReplicaRow {
@@ -181,7 +181,7 @@ impl ReplicasPage {
     }
 }
 
-impl Page for ReplicasPage {
+impl Page for ReplicasView {
     const TITLE: &str = "Replicas";
 
     fn table(&self) -> PageTable {

@@ -32,8 +32,10 @@ const BEGINNING: &str = include_str!("documents/begin.sh");
 const SERVICE: &str = include_str!("documents/service.sh");
 const POSTGRES: &str = include_str!("documents/postgres.sh");
 /// The ports that the documents name, and how far each is from the first of those that a test takes.
-const PORTS: [(&str, u16); 8] =
+const PORTS: [(&str, u16); PORT_COUNT as usize] =
     [(":8080", 0), (":8081", 1), (":8082", 2), (":9464", 3), (":8443", 4), (":8090", 5), (":8091", 6), (":5432", 7)];
+/// How many those are.
+const PORT_COUNT: u16 = 8;
 /// What the documents need everywhere; `.ci/run` sees to it that these are there.
 const TOOLS: [&str; 4] = ["bash", "curl", "jq", "openssl"];
 /// Folders with documents.
@@ -60,8 +62,13 @@ fn the_runbooks() {
 }
 
 #[test]
+fn several_replicas() {
+    run("docs/replicas.md");
+}
+
+#[test]
 fn all_other_pages() {
-    let own = ["README.md", "docs/getting-started.md", "docs/recipes.md", "docs/runbooks.md"];
+    let own = ["README.md", "docs/getting-started.md", "docs/recipes.md", "docs/runbooks.md", "docs/replicas.md"];
     for page in pages().iter().filter(|page| !own.contains(&page.as_str())) {
         run(page);
     }
@@ -229,13 +236,12 @@ fn placed(script: &str) -> String {
 
 /// The first of some ports that nobody has, below those that the system gives out.
 fn free_ports() -> u16 {
-    const COUNT: u16 = PORTS.len() as u16;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Test processes with neighbouring ids run at the same time: each has fifty ports before it comes to those of the next.
     let own = u16::try_from(std::process::id() % 150).unwrap() * 50;
     loop {
-        let first = 20_000 + (own + NEXT.fetch_add(COUNT, Ordering::Relaxed)) % 7_500;
-        if (first..first + COUNT).all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()) {
+        let first = 20_000 + (own + NEXT.fetch_add(PORT_COUNT, Ordering::Relaxed)) % 7_500;
+        if (first..first + PORT_COUNT).all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()) {
             return first;
         }
     }

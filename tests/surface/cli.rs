@@ -7,6 +7,7 @@ mod files;
 mod manuals;
 mod processes;
 mod records;
+mod replicas;
 mod service_manager;
 mod tour;
 

@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio_postgres::{AsyncMessage, Client};
@@ -20,7 +20,7 @@ const STATEMENT_TIME_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct EngineSession {
     client: Client,
-    heard: Arc<AtomicBool>,
+    heard: Arc<AtomicU64>,
 }
 
 impl EngineSession {
@@ -32,12 +32,12 @@ impl EngineSession {
         let connected = tokio::time::timeout(CONNECT_TIME_MAX, target.connect_any()).await;
         let told = |_| format!("no connection within {} s", CONNECT_TIME_MAX.as_secs());
         let (client, mut connection) = connected.map_err(told)??;
-        let heard = Arc::new(AtomicBool::new(false));
+        let heard = Arc::new(AtomicU64::new(0));
         let hears = heard.clone();
         tasks.spawn_until_stop(async move {
             while let Some(Ok(message)) = connection.next_message().await {
                 if matches!(&message, AsyncMessage::Notification(told) if told.channel() == CHANNEL) {
-                    hears.store(true, Ordering::Relaxed);
+                    hears.fetch_add(1, Ordering::Relaxed);
                 }
             }
         });
@@ -46,9 +46,9 @@ impl EngineSession {
         Ok(Self { client, heard })
     }
 
-    /// Whether anything that was announced has been heard.
+    /// Number of announcements that were heard.
     #[must_use]
-    pub fn has_heard(&self) -> bool {
+    pub fn heard(&self) -> u64 {
         self.heard.load(Ordering::Relaxed)
     }
 

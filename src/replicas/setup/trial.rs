@@ -11,7 +11,8 @@ use crate::replicas::schema;
 
 /// The oldest PostgreSQL that will do, as `server_version_num` says it.
 const OLDEST: i32 = 140_000;
-/// How long an announcement of this session's own may take.
+/// How many announcements are tried, and how long each may take.
+const ANNOUNCEMENTS: u32 = 3;
 const HEARD_WITHIN: Duration = Duration::from_millis(500);
 /// From here on the difference of the clocks is told: times in records come from this machine, those in the database from the other.
 const CLOCKS_APART_MAX_MS: i64 = 2_000;
@@ -182,13 +183,19 @@ async fn rights(session: &EngineSession) -> Result<Option<TrialFinding>, EngineE
     }))
 }
 
-/// Whether one session hears what another one announces. (A pooler may well tell a session its own announcements.)
+/// Whether one session hears what another one announces. A pooler may well tell it one announcement, when it is just asking something.
 async fn hears(session: &EngineSession, other: &EngineSession) -> Result<bool, EngineError> {
-    other.timed(other.batch_execute("select pg_notify('mg_fence', 'hello')")).await?;
-    let heard = async {
-        while !session.has_heard() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    for _ in 0..ANNOUNCEMENTS {
+        let before = session.heard();
+        other.timed(other.batch_execute("select pg_notify('mg_fence', 'hello')")).await?;
+        let heard = async {
+            while session.heard() == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(HEARD_WITHIN, heard).await.is_err() {
+            return Ok(false);
         }
-    };
-    Ok(tokio::time::timeout(HEARD_WITHIN, heard).await.is_ok())
+    }
+    Ok(true)
 }

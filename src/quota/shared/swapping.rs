@@ -163,10 +163,13 @@ impl SharedTurns {
                 made.version = version;
                 self.settle(epoch, made);
             }
-            Ok(CellReply::Content(_)) => {
-                self.put_locked(epoch).await;
+            Ok(CellReply::Content(_)) => self.put_locked(epoch).await,
+            Err(error) => {
+                if matches!(error, CellError::Unclear(_)) {
+                    self.desk().wishes.maybe_told(&made.swap);
+                }
+                self.failed(&error);
             }
-            Err(error) => self.failed(&error),
         }
     }
 
@@ -184,7 +187,12 @@ impl SharedTurns {
                 self.settle(epoch, made);
             }
             (Ok(CellReply::Content(_)), Some(made)) if !made.swap.is_changed => self.settle(epoch, made),
-            (Err(error @ (CellError::AnotherEpoch | CellError::Unclear(_))), _) => self.failed(&error),
+            (Err(error @ (CellError::AnotherEpoch | CellError::Unclear(_))), made) => {
+                if let Some(made) = made.filter(|_| matches!(error, CellError::Unclear(_))) {
+                    self.desk().wishes.maybe_told(&made.swap);
+                }
+                self.failed(&error);
+            }
             (Ok(_) | Err(CellError::NotSwapped(_)), _) => {
                 // The other connection may still do, without a lock.
                 let mut desk = self.desk();

@@ -292,6 +292,20 @@ impl<T> Wishes<T> {
         answers
     }
 
+    /// Nobody knows whether the swap was carried out. An end that was told then is not told again: it could end another attempt, whose
+    /// slot looks the same. If it was not told, its slot comes back as if this replica were gone.
+    pub(in super::super) fn maybe_told(&mut self, swap: &DecidedSwap) {
+        for number in &swap.told {
+            match self.spent.get_mut(number) {
+                Some(SpentSlot { stage: SpentStage::Ended { is_told, .. }, .. }) => *is_told = true,
+                Some(SpentSlot { stage: SpentStage::Unsent, .. }) => {
+                    self.spent.remove(number);
+                }
+                Some(SpentSlot { stage: SpentStage::UnderWay, .. }) | None => {}
+            }
+        }
+    }
+
     fn granted(&mut self, number: u64, grant: SlotGrant, boot: u64, is_usable: bool) -> Option<(T, AskAnswer)> {
         let ask = if is_usable { self.asks.remove(&number) } else { None };
         if let Some(ask) = self.asks.get_mut(&number) {

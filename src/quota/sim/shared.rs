@@ -83,7 +83,7 @@ enum Errand {
 enum Outcome {
     Content(i64, Option<Box<SharedState>>),
     Swapped(i64, Box<SharedState>, DecidedSwap),
-    Unclear,
+    Unclear(Option<DecidedSwap>),
 }
 
 impl SharedSim {
@@ -272,12 +272,15 @@ impl SharedSim {
     /// What the engine does.
     fn apply(&mut self, at: usize, flight: &mut Flight, now: Moment) -> Outcome {
         if flight.epoch != self.epoch {
-            return Outcome::Unclear;
+            return Outcome::Unclear(None);
         }
         let content = SharedState::decode(&self.cell).ok().map(Box::new);
         let unclear = self.happens(self.trouble.unclear);
         if unclear && self.random.bool() {
-            return Outcome::Unclear;
+            return match std::mem::replace(&mut flight.what, Errand::Read) {
+                Errand::Put(_, _, swap) => Outcome::Unclear(Some(swap)),
+                Errand::Read | Errand::Locked => Outcome::Unclear(None),
+            };
         }
         let came = match std::mem::replace(&mut flight.what, Errand::Read) {
             Errand::Read => {
@@ -297,7 +300,10 @@ impl SharedSim {
                 if swap.is_changed { self.store(state, swap) } else { Outcome::Swapped(self.version, state, swap) }
             }
         };
-        if unclear { Outcome::Unclear } else { came }
+        match came {
+            Outcome::Swapped(_, _, swap) if unclear => Outcome::Unclear(Some(swap)),
+            came => came,
+        }
     }
 
     fn empty(&self) -> Box<SharedState> {
@@ -319,7 +325,10 @@ impl SharedSim {
             return;
         }
         match came {
-            Outcome::Unclear => (replica.known, replica.retry_at) = (None, now + 250),
+            Outcome::Unclear(swap) => {
+                swap.iter().for_each(|swap| replica.wishes.maybe_told(swap));
+                (replica.known, replica.retry_at) = (None, now + 250);
+            }
             Outcome::Content(..) if matches!(flight.what, Errand::Locked) => self.start(at, now, Errand::Locked),
             Outcome::Content(version, state) => {
                 let mut state = state.unwrap_or(empty);

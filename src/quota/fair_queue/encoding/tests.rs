@@ -205,9 +205,8 @@ fn a_clock_that_was_set_back_holds_slots_no_longer_than_they_were_lent() {
 fn an_end_that_is_told_twice_counts_once_and_one_that_nobody_tells_counts_as_long_as_it_was_lent() {
     let mut state = SharedState::new(20, LimitSource::Learned);
     let mut grants = Vec::new();
-    for _ in 0..2 {
-        happen(&mut state, START, Happening::Ask(1, 0), &mut grants);
-    }
+    happen(&mut state, START - 10, Happening::Ask(1, 0), &mut grants);
+    happen(&mut state, START, Happening::Ask(1, 0), &mut grants);
     let queue = &mut state.queue;
     assert!(queue.end_lent(START + 500, START + 400, &grants[0]));
     assert!(!queue.end_lent(START + 900, START + 400, &grants[0]), "it is known");

@@ -65,10 +65,7 @@ async fn a_key_is_carried_out_once_whichever_replicas_it_is_sent_to() {
     fleet.engine.restart(Shutdown::Immediate);
     fleet.replicas[0].start().await;
     fleet.settled().await;
-    wait("the replicas have told the engine what they know", async || {
-        post(&fleet, 1, Some("later"), LIST, NEW).await.status == 200
-    })
-    .await;
+    fleet.open().await;
     again(&fleet).await;
     assert_eq!(fleet.sandbox.received_of("POST", LIST).len(), 1);
 }
@@ -148,8 +145,9 @@ async fn a_write_of_a_replica_that_died_is_held_everywhere_and_sent_by_nobody() 
     wait("it is with Make", async || fleet.sandbox.received_of("POST", LIST).len() == 1).await;
     fleet.replicas[0].kill();
     fleet.sandbox.clear_faults();
-    let open = "select state from mg.write";
-    wait("somebody has adopted it", async || fleet.sql(open) == "d").await;
+    let adopted =
+        format!("select count(*) from mg.write where path = '{LIST}' and state = 'd' and replica <> 'replica-0'");
+    wait("somebody has adopted it", async || fleet.sql(&adopted) == "1").await;
     for replica in [1, 2] {
         wait("it is in doubt here", async || fleet.replicas[replica].doubts().await.len() == 1).await;
         post(&fleet, replica, None, LIST, NEW).await.refused(409, "MG161");

@@ -3,6 +3,7 @@
 use makegate::sandbox::{Fault, FaultKind, SandboxSettings};
 
 use crate::support::fleet::{DATABASE, Fleet, FleetPlan, wait};
+use crate::support::link::LinkState;
 use crate::support::postgres::Postgres;
 use crate::support::{ALL, LIST, ORG, Plan, READER, TOO};
 
@@ -96,34 +97,40 @@ async fn one_after_the_other_is_restarted_and_callers_notice_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_cannot_take_part_says_why_and_answers_nothing() {
+async fn who_cannot_take_part_is_told_why_and_answers_nothing() {
     if !Postgres::available() {
         return;
     }
     let mut fleet = prepared(FleetPlan { replicas: 3, ..FleetPlan::default() }).await;
+    let refused = |fleet: &Fleet, replica: usize, why: &str| {
+        let told = fleet.replicas[replica].home.fails_with(":");
+        assert!(told.contains(why), "{told}");
+    };
     // Without a schema, or with that of another version.
     fleet.init();
     fleet.sql("update mg.about set version = version + 1");
-    fleet.replicas[0].start().await;
-    let says = async |fleet: &Fleet, replica: usize, what: &str| {
-        let replica = &fleet.replicas[replica];
-        wait(what, async || replica.home.process_log().contains(what)).await;
-        replica.get(ALL, ORG).await.refused(503, "MG241");
-        let ready = replica.page("/readyz").await.unwrap().expect(200);
-        assert!(ready.text().contains("[!] replicas"), "{ready:?}");
-    };
-    says(&fleet, 0, "run `makegate replicas init`").await;
+    refused(&fleet, 0, "makegate replicas init");
     fleet.sql("update mg.about set version = version - 1");
+    fleet.replicas[0].start().await;
     fleet.settled().await;
     // With another key.
-    std::fs::write(fleet.replicas[1].home.path().join("replicas.key"), [7; 32]).unwrap();
-    fleet.replicas[1].start().await;
-    says(&fleet, 1, "key_file is not the key that the other replicas use").await;
+    let key = fleet.replicas[1].home.path().join("replicas.key");
+    std::fs::write(&key, [7; 32]).unwrap();
+    refused(&fleet, 1, "key_file is not the key that the other replicas use");
+    std::fs::copy(fleet.replicas[0].home.path().join("replicas.key"), &key).unwrap();
     // With a name that another one has.
     let text = fleet.replicas[2].config_text().replace("\"replica-2\"", "\"replica-0\"");
     fleet.replicas[2].set_config_text(&text);
+    refused(&fleet, 2, "give each replica its own replicas.name");
+    // If the engine was out of reach at that moment, it starts, and takes no part.
+    fleet.replicas[2].engine.set(LinkState::Cut);
     fleet.replicas[2].start().await;
-    says(&fleet, 2, "give each replica its own replicas.name").await;
+    fleet.replicas[2].engine.set(LinkState::Open);
+    let twin = &fleet.replicas[2];
+    wait("it says why", async || twin.home.process_log().contains("give each replica its own replicas.name")).await;
+    twin.get(ALL, ORG).await.refused(503, "MG241");
+    let ready = twin.page("/readyz").await.unwrap().expect(200);
+    assert!(ready.text().contains("[!] replicas"), "{ready:?}");
     assert!(fleet.replicas[0].has_lease().await, "the one that was first goes on");
     wait("it answers", async || fleet.replicas[0].get(ALL, ORG).await.status == 200).await;
 }

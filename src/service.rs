@@ -149,11 +149,9 @@ impl Service {
         let answers =
             IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
         let replica_tasks = Tasks::new();
-        let replicas = membership::join(replicas, &config.audit.dir, &clock, &replica_tasks).await?;
+        let config_hash = files.hashes().of(&file);
+        let replicas = membership::join(replicas, (&config.audit.dir, config_hash), &clock, &replica_tasks).await?;
         let quota = membership::open_quota(&config, recovered.records > 0, &clock, replicas.as_ref(), &replica_tasks)?;
-        if let (Some(replicas), Some(sha256)) = (&replicas, files.hashes().of(&file)) {
-            replicas.set_config_hash(hash::hex(&sha256));
-        }
         let buffer_bytes = config.audit.buffer_bytes;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines {

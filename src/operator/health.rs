@@ -31,10 +31,9 @@ pub(super) async fn readyz(
     let mut words = if query.has("verbose") {
         let walked = state.walk(|state| (problems(state, &state.gateway.quota.buckets()), token_word(state)));
         let (problems, token) = walked.await?;
-        let well = |check| match check {
-            Check::Token => Some(token),
-            Check::Replicas if state.gateway.replicas.is_none() => None,
-            _ => Some("ok"),
+        let well = |check| {
+            let word = if check == Check::Token { token } else { "ok" };
+            (check != Check::Replicas || state.gateway.replicas.is_some()).then_some(word)
         };
         Check::ALL.map(|check| lines(check, &problems, well(check))).concat()
     } else {

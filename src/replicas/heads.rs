@@ -57,7 +57,7 @@ pub async fn of_others(engine: &Engine, me: &str) -> Result<Vec<SharedHead>, Eng
         where replica <> $1 and octet_length(note) <= $2 order by replica, log, size desc limit 1000",
         &[Type::TEXT, Type::INT4],
     );
-    let rows = engine.query(Line::Bulk, &OTHERS, &[&me, &(NOTE_BYTES_MAX as i32)]).await?;
+    let rows = engine.query(Line::Bulk, &OTHERS, &[&me, &i32::try_from(NOTE_BYTES_MAX).unwrap_or(i32::MAX)]).await?;
     Ok(rows.iter().filter_map(SharedHead::of).collect())
 }
 

@@ -93,11 +93,12 @@ impl ReplicasSettings {
 
 fn key(path: &Path, files: &Snapshot) -> io::Result<[u8; 32]> {
     let read = files.read(&file_or_credential(path), KEY_BYTES);
-    let bytes = read.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
+    let bytes = read.map_err(|error| {
+        if error.kind() == io::ErrorKind::NotFound {
             file_error(path, &"does not exist: `makegate replicas init` makes it, once for all replicas")
+        } else {
+            file_error(path, &error)
         }
-        _ => file_error(path, &error),
     })?;
     <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| file_error(path, &"does not hold the 32 bytes of a key"))
 }

@@ -264,7 +264,7 @@ impl RecordDays {
 /// A partition is made beside the table and then attached, which stops no reader and no other copy.
 fn making(day: i64) -> String {
     let name = name_of(day);
-    let [from, to] = [day, day + 1].map(|day| begin_of_day(day));
+    let [from, to] = [day, day + 1].map(begin_of_day);
     format!(
         "create table if not exists {name} (like mg.record including defaults);
         do $$ begin

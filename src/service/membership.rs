@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{RELEASE, StartError, quota_settings};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::hash;
 use crate::quota::{Quota, SharedQuota};
 use crate::replicas::cells::EngineCells;
 use crate::replicas::setup::{folder, start};
@@ -65,7 +66,7 @@ fn shared_quota(config: &Config, replicas: &Arc<Replicas>, clock: &Clock, tasks:
 /// Only a person can put right what is wrong.
 pub(super) async fn join(
     settings: Option<ReplicasSettings>,
-    dir: &Path,
+    (dir, config_hash): (&Path, Option<[u8; 32]>),
     clock: &Clock,
     tasks: &Tasks,
 ) -> Result<Option<Arc<Replicas>>, StartError> {
@@ -74,5 +75,7 @@ pub(super) async fn join(
         return Err(StartError::configuration(format!("replicas: {why}")));
     }
     folder::note_joined(dir, &settings.name).map_err(StartError::failed)?;
-    Replicas::start(settings, RELEASE, clock.clone(), tasks).map(Some).map_err(StartError::configuration)
+    let replicas = Replicas::start(settings, RELEASE, clock.clone(), tasks).map_err(StartError::configuration)?;
+    config_hash.into_iter().for_each(|hash| replicas.set_config_hash(hash::hex(&hash)));
+    Ok(Some(replicas))
 }

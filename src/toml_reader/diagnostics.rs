@@ -190,7 +190,7 @@ impl<'t> Diagnostics<'t> {
         for UnknownKey { place, path, key, known } in unknown {
             let source_of = |source: &'static str| ["_file", "_env"].iter().find_map(|end| source.strip_suffix(end));
             let is_twin = |source: &&'static str| source_of(source) == Some(&*key);
-            let has_twin = known.iter().any(|source| is_twin(source));
+            let has_twin = known.iter().any(&is_twin);
             let is_source = |source: &&'static str| {
                 if has_twin { is_twin(source) } else { looks_secret(source) && source_of(source).is_some() }
             };

@@ -64,10 +64,7 @@ pub struct ReplicaBehind {
 
 impl From<EngineError> for QueryError {
     fn from(error: EngineError) -> Self {
-        match error {
-            EngineError::Failed { code, .. } if code == SqlState::QUERY_CANCELED => Self::TooLong,
-            error => Self::Database(error.to_string().into()),
-        }
+        if error.is(&SqlState::QUERY_CANCELED) { Self::TooLong } else { Self::Database(error.to_string().into()) }
     }
 }
 

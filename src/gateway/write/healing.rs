@@ -52,7 +52,7 @@ impl Gateway {
         let mut told = None;
         let mut expired = None;
         loop {
-            let epoch = shared.writes.replicas().epoch().borrow().clone();
+            let epoch = *shared.writes.replicas().epoch().borrow();
             let mut pause = ROUND;
             if let Some(epoch) = epoch {
                 let round = HealingRound {
@@ -100,7 +100,7 @@ impl HealingRound<'_> {
         let writes = &self.shared.writes;
         if told.as_ref() != Some(self.epoch) {
             self.reassert().await?;
-            *told = Some(self.epoch.clone());
+            *told = Some(*self.epoch);
         }
         if writes.open_epoch() != Some(self.epoch.id) && writes.may_open(self.epoch).await? {
             writes.open(self.epoch);

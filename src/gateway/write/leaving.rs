@@ -37,7 +37,7 @@ pub async fn leave_writes(
 ) -> Result<LeftWrites, Unfinished> {
     let shared = WritesOfAll::start(replicas, clock.wall());
     let epoch = loop {
-        let known = replicas.epoch().borrow().clone();
+        let known = *replicas.epoch().borrow();
         match known {
             Some(epoch) if shared.writes.is_settled(&epoch) => break epoch,
             Some(_) | None => clock.sleep_until(clock.now() + LOOK).await,

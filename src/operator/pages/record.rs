@@ -74,7 +74,7 @@ pub(crate) async fn record(
             // Each log has its own numbers.
             asked = match asked {
                 AskedReplica::Shared(replicas, None) | AskedReplica::OwnForAll(replicas) => AskedReplica::Own(replicas),
-                asked => asked,
+                one @ (AskedReplica::Only | AskedReplica::Own(_) | AskedReplica::Shared(_, Some(_))) => one,
             };
             Story::Record(seq.to_owned())
         }
@@ -173,7 +173,7 @@ fn bad_time() -> OperatorRefusal {
 /// Whether this is a record of the write whose intent has this number.
 fn is_of_write(line: &RawValue, intent: &str) -> bool {
     let record: Map<String, Value> = serde_json::from_str(line.get()).unwrap_or_default();
-    let is = |name: &str| record.get(name).is_some_and(|value| value.to_string() == intent);
+    let is = |name: &str| record.get(name).and_then(Value::as_u64).is_some_and(|number| Ok(number) == intent.parse());
     is("intent") || (is("seq") && record.get("kind").is_some_and(|kind| kind == "intent"))
 }
 

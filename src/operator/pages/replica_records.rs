@@ -59,7 +59,7 @@ impl AskedReplica {
             Self::Shared(replicas, None) if replicas.config().records == ShippedRecords::None => {
                 Self::OwnForAll(replicas)
             }
-            asked => asked,
+            asked @ (Self::Only | Self::Own(_) | Self::OwnForAll(_) | Self::Shared(..)) => asked,
         })
     }
 

@@ -302,7 +302,7 @@ impl SharedSim {
         };
         match came {
             Outcome::Swapped(_, _, swap) if unclear => Outcome::Unclear(Some(swap)),
-            came => came,
+            came @ (Outcome::Content(..) | Outcome::Swapped(..) | Outcome::Unclear(_)) => came,
         }
     }
 

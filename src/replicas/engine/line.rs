@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{RwLock, RwLockWriteGuard, watch};
 use tokio_postgres::types::{ToSql, Type};
@@ -222,16 +223,15 @@ impl LineKeeper {
 /// A connection, whatever carries it.
 pub(super) type BoxedConnection = Box<dyn Messages>;
 
+/// A message; `None`: the connection has ended.
+type NextMessage = Option<Result<AsyncMessage, tokio_postgres::Error>>;
+
 pub(super) trait Messages: Send {
-    fn next_message(
-        &mut self,
-    ) -> std::pin::Pin<Box<dyn Future<Output = Option<Result<AsyncMessage, tokio_postgres::Error>>> + Send + '_>>;
+    fn next_message(&mut self) -> BoxFuture<'_, NextMessage>;
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Messages for Connection<Socket, T> {
-    fn next_message(
-        &mut self,
-    ) -> std::pin::Pin<Box<dyn Future<Output = Option<Result<AsyncMessage, tokio_postgres::Error>>> + Send + '_>> {
+    fn next_message(&mut self) -> BoxFuture<'_, NextMessage> {
         Box::pin(poll_fn(|context| self.poll_message(context)))
     }
 }

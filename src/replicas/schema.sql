@@ -59,8 +59,10 @@ create unlogged table if not exists mg.fence (
 create unlogged table if not exists mg.rate (caller text primary key, tat_ns bigint not null) with (fillfactor = 50);
 create unlogged table if not exists mg.bucket (
   id text primary key, version bigint not null, state bytea not null) with (fillfactor = 30);
+-- Not an identity: its sequence would be unlogged, too, and those of PostgreSQL 15 are broken on a promoted standby.
+create sequence if not exists mg.ticket;
 create unlogged table if not exists mg.turn (
-  path text, ticket bigint generated always as identity, held bool not null default false, replica text not null,
+  path text, ticket bigint not null default nextval('mg.ticket'), held bool not null default false, replica text not null,
   incarnation uuid not null, primary key (path, ticket));
 create unique index if not exists turn_held on mg.turn (path) where held;
 

@@ -2,15 +2,17 @@
 //! no write is forgotten.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use fastrand::Rng;
 use makegate::hash;
+use makegate::sandbox::Received;
 use makegate::tasks::Tasks;
 
 use crate::history::{forgotten, sent_twice};
 use crate::rounds::known_by_all;
-use crate::support::fleet::FleetPlan;
+use crate::support::fleet::{Fleet, FleetPlan};
 use crate::support::postgres::{Postgres, Shutdown};
 use crate::support::random::number;
 use crate::support::{ALL, Plan, VARIABLES, attempt, until, with_key};
@@ -18,6 +20,30 @@ use crate::support::{ALL, Plan, VARIABLES, attempt, until, with_key};
 /// Number of rounds; nightly runs set more.
 fn count() -> u64 {
     number("MAKEGATE_CRASHES").unwrap_or(4)
+}
+
+/// Writes one variable after the other, until nobody answers.
+async fn write(to: SocketAddr, name: String) {
+    for number in 0..500 {
+        let body = format!(r#"{{"typeId":2,"name":"{name}_{number}","value":"x"}}"#);
+        if attempt(to, "POST", VARIABLES, &with_key(ALL, &[]), &body).await.is_none() {
+            return;
+        }
+    }
+}
+
+fn assert_each_was_intended(fleet: &Fleet, received: &[Received]) {
+    let intended: BTreeSet<String> = fleet
+        .replicas
+        .iter()
+        .flat_map(|replica| replica.log())
+        .filter(|record| record["kind"] == "intent")
+        .map(|record| record["fields"]["name"].as_str().unwrap().to_owned())
+        .collect();
+    for received in received {
+        let body: serde_json::Value = serde_json::from_str(&received.body).unwrap();
+        assert!(intended.contains(body["name"].as_str().unwrap()), "{body} went upstream without an intent");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -39,15 +65,7 @@ async fn killed_at_any_moment_with_or_without_the_engine_no_write_is_forgotten_o
     for round in 0..count() {
         let enough = fleet.sandbox.effects("POST", VARIABLES) + 1 + random.usize(..30);
         for writer in 0..6 {
-            let to = fleet.replicas[writer % 3].home.gateway;
-            tasks.spawn(async move {
-                for number in 0..500 {
-                    let body = format!(r#"{{"typeId":2,"name":"v_{round}_{writer}_{number}","value":"x"}}"#);
-                    if attempt(to, "POST", VARIABLES, &with_key(ALL, &[]), &body).await.is_none() {
-                        return;
-                    }
-                }
-            });
+            tasks.spawn(write(fleet.replicas[writer % 3].home.gateway, format!("v_{round}_{writer}")));
         }
         until(|| fleet.sandbox.effects("POST", VARIABLES) >= enough).await;
         tokio::time::sleep(Duration::from_micros(random.u64(..8_000))).await;
@@ -90,16 +108,6 @@ async fn killed_at_any_moment_with_or_without_the_engine_no_write_is_forgotten_o
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     assert!(found.is_empty(), "MAKEGATE_SEED={seed}: {found:#?}\n{}", fleet.logs());
-    let intended: BTreeSet<String> = fleet
-        .replicas
-        .iter()
-        .flat_map(|replica| replica.log())
-        .filter(|record| record["kind"] == "intent")
-        .map(|record| record["fields"]["name"].as_str().unwrap().to_owned())
-        .collect();
-    for received in &received {
-        let body: serde_json::Value = serde_json::from_str(&received.body).unwrap();
-        assert!(intended.contains(body["name"].as_str().unwrap()), "{body} went upstream without an intent");
-    }
+    assert_each_was_intended(&fleet, &received);
     println!("{} intents, {} in doubt, {} seen upstream", seen.0, seen.1, received.len());
 }

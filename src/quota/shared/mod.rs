@@ -42,6 +42,9 @@ const REFUSED_BY_KNOWN_MS: u64 = 200;
 /// How long work that nobody waits for waits for the engine.
 const SPARE_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a request waits to hear of the engine whether there is a slot, however little it would wait for one.
+const FIRST_WORD_WAIT: Duration = Duration::from_millis(900);
+
 /// What a quota needs to be shared with other replicas.
 #[derive(Clone, Debug)]
 pub struct SharedQuota {
@@ -225,12 +228,25 @@ impl SharedTurns {
         tokio::select! {
             biased;
             told = &mut told => told.unwrap_or(Err(QuotaRefused::TooLong(QuotaOutlook::UNKNOWN))),
-            () = clock.sleep_until(latest) => {
+            () = self.waited_long_enough(number, latest, clock.now() + FIRST_WORD_WAIT) => {
                 let refused = self.in_vain(request.caller, number);
                 drop(waiting);
                 told.try_recv().unwrap_or(Err(refused))
             }
         }
+    }
+
+    /// Waits until `latest`; if the engine has said nothing of a request by then, until `heard_by`.
+    async fn waited_long_enough(&self, number: u64, latest: Instant, heard_by: Instant) {
+        let clock = &self.group.common.clock;
+        clock.sleep_until(latest).await;
+        if !self.was_heard(number) {
+            clock.sleep_until(heard_by).await;
+        }
+    }
+
+    fn was_heard(&self, number: u64) -> bool {
+        self.desk().wishes.asks().any(|(other, ask)| *other == number && ask.ticket.is_some())
     }
 
     /// A slot that nobody misses, if there is one.
@@ -263,9 +279,9 @@ impl SharedTurns {
 
     /// Why a request has waited in vain.
     fn in_vain(&self, caller: &Arc<str>, number: u64) -> QuotaRefused {
+        let was_heard = self.was_heard(number);
         let mut desk = self.desk();
         let gate = *self.group.gate.borrow();
-        let was_heard = desk.wishes.asks().any(|(other, ask)| *other == number && ask.ticket.is_some());
         if desk.is_cut_off || !self.group.cells.is_connected() || gate.epoch.is_none() || (gate.is_open && !was_heard) {
             return QuotaRefused::EngineUnreachable;
         }

@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
+use makegate::sandbox::Fault;
+use makegate::tasks::Tasks;
+
 use crate::mixer::Faults;
 use crate::rounds::rounds;
 use crate::support::fleet::{Fleet, FleetPlan, wait};
 use crate::support::link::LinkState;
 use crate::support::postgres::{Postgres, Shutdown};
-use crate::support::{ALL, ORG, OTHER, Plan, Reply};
+use crate::support::{ALL, HELD, ORG, OTHER, Plan, Reply, attempt, with_key};
 
 fn plan() -> Plan {
     // Whoever has no quota because of a mishap says so at once.
@@ -124,18 +127,28 @@ async fn a_crash_of_the_engine_loses_no_fence() {
         return;
     }
     let mut fleet = fleet().await;
+    let tasks = Tasks::new();
     for crash in 0..4 {
         for replica in [1, 2] {
             primed(&fleet, replica).await;
         }
+        // A write is with Make while the engine crashes: it has its slot, and needs its fences afterwards.
+        fleet.sandbox.fault(Fault::always("PATCH", ORG, HELD));
+        let name = format!("after crash {crash}");
+        let (to, body) = (fleet.replicas[0].home.gateway, format!(r#"{{"name":"{name}"}}"#));
+        let write = tasks.spawn(async move { attempt(to, "PATCH", ORG, &with_key(ALL, &[]), &body).await.unwrap() });
+        wait("the write is with Make", async || {
+            fleet.sandbox.received_of("PATCH", ORG).last().is_some_and(|last| last.body.contains(&name))
+        })
+        .await;
+        // One replica does not even notice, and answers from memory as long as its lease lasts.
+        fleet.replicas[2].engine.set(LinkState::Hold);
         match crash % 2 {
             0 => fleet.engine.kill_backend(),
             _ => fleet.engine.restart(Shutdown::Immediate),
         }
-        // One replica does not even notice, and answers from memory as long as its lease lasts.
-        fleet.replicas[2].engine.set(LinkState::Hold);
-        let name = format!("after crash {crash}");
-        write(&fleet, &name).await;
+        fleet.sandbox.clear_faults();
+        write.await.unwrap().expect(200);
         for replica in [1, 2] {
             shows(&fleet, replica, &name, "after a crash").await;
         }

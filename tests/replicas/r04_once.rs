@@ -98,6 +98,7 @@ async fn an_equal_write_in_doubt_is_held_at_every_replica_until_one_settles_it()
     fleet.replicas[0].start().await;
     fleet.settled().await;
     wait("its old owner has heard of it", async || fleet.replicas[0].doubts().await.is_empty()).await;
+    fleet.open().await;
     post(&fleet, 0, None, LIST, NEW).await.expect(200);
 }
 

@@ -103,7 +103,7 @@ async fn who_cannot_take_part_is_told_why_and_answers_nothing() {
     }
     let mut fleet = prepared(FleetPlan { replicas: 3, ..FleetPlan::default() }).await;
     let refused = |fleet: &Fleet, replica: usize, why: &str| {
-        let told = fleet.replicas[replica].home.fails_with(":");
+        let told = fleet.replicas[replica].refuses_to_start();
         assert!(told.contains(why), "{told}");
     };
     // Without a schema, or with that of another version.

@@ -221,6 +221,14 @@ impl Replica {
         self.home.path().join("makegate.toml")
     }
 
+    /// What it says when it does not start.
+    pub(crate) fn refuses_to_start(&self) -> String {
+        let output = self.home.command().output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{told}");
+        told
+    }
+
     /// Runs `makegate replicas COMMAND` for it; what it said, if it succeeded.
     pub(crate) fn command(&self, words: &[&str]) -> Result<String, String> {
         let mut command = Command::new(binary());

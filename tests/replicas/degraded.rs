@@ -85,8 +85,11 @@ async fn without_the_engine_nothing_is_answered_that_may_be_wrong() {
         assert!(readyz(replica).await.contains("[!] replicas"), "{}", readyz(replica).await);
         assert_eq!(replica.metric("makegate_replicas_engine_up").await, Some(0.0));
         assert_eq!(replica.metric("makegate_replicas_lease_seconds").await, Some(0.0));
-        replica.flushed().await;
-        assert!(events(replica).iter().any(|event| event.contains("replicas")), "{:?}", events(replica));
+        wait("its log has both events", async || {
+            let events = events(replica);
+            ["replicas-engine-lost", "replicas-lease-lost"].iter().all(|event| events.iter().any(|one| one == event))
+        })
+        .await;
     }
     let sent = fleet.sandbox.received_of("PATCH", ORG).len() + fleet.sandbox.received_of("GET", OTHER).len();
     assert_eq!(sent, 0, "something was sent");
@@ -102,6 +105,8 @@ async fn without_the_engine_nothing_is_answered_that_may_be_wrong() {
         assert_eq!(replica.metric("makegate_replicas_engine_up").await, Some(1.0));
     }
     assert!(fleet.replicas[0].metric("makegate_replicas_epochs_total").await.unwrap() > epochs);
+    wait("its log has the event", async || events(&fleet.replicas[0]).iter().any(|event| event == "replicas-epoch"))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -78,7 +78,7 @@ async fn without_the_engine_nothing_is_answered_that_may_be_wrong() {
         assert_ne!(write.header("makegate-outcome"), Some("in-doubt"));
         without_lease(replica).await;
         let read = replica.get(ALL, ORG).await.refused(503, "MG241");
-        assert!(!status(&read).contains("hit"), "{read:?}");
+        assert_eq!(status(&read), "makegate; fwd=miss; detail=no-lease", "{read:?}");
         assert!(read.header("retry-after").is_some(), "{read:?}");
         replica.send(ALL, "GET", OTHER, NO_STORE, "").await.unwrap().refused(503, "MG241");
         replica.send(ALL, "GET", ORG, &["cache-control: max-stale=1000"], "").await.unwrap().refused(503, "MG241");

@@ -1,18 +1,14 @@
 //! What callers see of promise 3 besides fresh answers: what a replica without its lease still says, and when writes end.
 
-use crate::support::fleet::{DATABASE, Fleet, FleetPlan, Replica, wait};
+use makegate::sandbox::Fault;
+
+use crate::support::fleet::{Fleet, FleetPlan, Replica, wait};
 use crate::support::link::LinkState;
 use crate::support::postgres::Postgres;
-use crate::support::{ALL, OPERATOR, ORG, Plan, Reply, attempt};
+use crate::support::{ALL, HELD, OPERATOR, ORG, Plan, Reply, attempt};
 
 async fn start(section: &'static str, plan: fn() -> Plan) -> Fleet {
-    let engine = Postgres::start(&[]);
-    engine.database(DATABASE);
-    let mut fleet = FleetPlan { replicas: 2, section, plan, ..FleetPlan::default() }.prepare(engine).await;
-    fleet.init();
-    for replica in &mut fleet.replicas {
-        replica.start().await;
-    }
+    let fleet = FleetPlan { replicas: 2, section, plan, ..FleetPlan::default() }.start().await;
     for replica in &fleet.replicas {
         wait("it answers from memory", async || is_hit(&replica.get(ALL, ORG).await)).await;
     }
@@ -108,9 +104,9 @@ async fn the_attempts_of_a_write_end_a_lease_before_its_deadline() {
     if !Postgres::available() {
         return;
     }
-    // The lease leaves no time for any.
-    let plan = || Plan::default().set("upstream", "write_deadline = \"2s\"\nwrite_attempt = \"2s\"");
+    let plan = || Plan::default().set("upstream", "write_deadline = \"12s\"\nwrite_attempt = \"12s\"");
     let fleet = start("", plan).await;
-    let answer = rename(&fleet.replicas[0], "Late").await;
-    assert!(answer.status >= 500, "{}", answer.text());
+    fleet.sandbox.fault(Fault::once("PATCH", ORG, HELD));
+    let answer = rename(&fleet.replicas[0], "Held").await.expect(504);
+    assert!(answer.text().contains("no answer in time"), "{}", answer.text());
 }

@@ -280,6 +280,7 @@ async fn a_cut_tail_shows_in_the_other_replicas_logs() {
     let newest = stored_head(&folder).unwrap();
     let witness = open(1);
     witness.ship();
+    witness.replicas.engine().connected(Line::Bulk).await;
     let shown = shared_heads::newest(witness.replicas.engine(), "m-0").await.unwrap().unwrap();
     assert_eq!(
         (shown.size, shown.note.clone()),

@@ -12,7 +12,7 @@ use super::answer_form::check_answer;
 use super::list_scope::{ListPage, Narrowing};
 use super::lookup::{CachedList, FetchPlan};
 use crate::cache::{
-    CacheStatus, Entry, FetchHandle, FetchLost, FetchStamp, FetchWaiter, JoinRequest, NewEntry, storable,
+    CacheDetail, CacheStatus, Entry, FetchHandle, FetchLost, FetchStamp, FetchWaiter, JoinRequest, NewEntry, storable,
 };
 use crate::callers::SharedKind;
 use crate::gateway::admit::steps;
@@ -23,7 +23,7 @@ use crate::gateway::forward::{
 };
 use crate::gateway::large_work::LARGE_BYTES;
 use crate::gateway::recorder::{self, RequestRecorder};
-use crate::gateway::refusal::Refusal;
+use crate::gateway::refusal::{EngineShortage, Refusal};
 use crate::gateway::request::AuthorizedRequest;
 use crate::gateway::request_trace::WaitStep;
 use crate::gateway::response::{ForwardFacts, Reply, ReplyBody, passed_answer, stored_headers};
@@ -61,6 +61,10 @@ pub(crate) async fn fetch(
     }
     let reply = match fetched {
         Ok(fetched) => narrowed(gateway, &request, plan.page.as_ref(), fetched).await,
+        // Memory would have answered, if it were allowed to.
+        Err(Refusal::NoEngine { .. }) if plan.detail == Some(CacheDetail::NoLease) => {
+            Err(Refusal::NoEngine { why: EngineShortage::NoLease })
+        }
         Err(refusal) => Err(refusal),
     };
     reply.inspect_err(|_| recorder::fill_refused_facts(recorder.record(), &request.facts()))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::{Refusal, list, seconds};
+use super::{EngineShortage, Refusal, list, seconds};
 
 impl Refusal {
     /// When to retry, if known.
@@ -34,7 +34,8 @@ impl Refusal {
         }
     }
 
-    /// Adds this refusal's headers: `Retry-After`, `Allow`, `WWW-Authenticate`, `Proxy-Status`, and the quota's `RateLimit`.
+    /// Adds this refusal's headers: `Retry-After`, `Allow`, `WWW-Authenticate`, `Proxy-Status`, `Cache-Status` where a lease
+    /// is missing, and the quota's `RateLimit`.
     #[expect(clippy::wildcard_enum_match_arm, reason = "most refusals add no header of their own")]
     pub fn add_headers(&self, headers: &mut HeaderMap) {
         let mut put = |name: &'static str, text: String| {
@@ -56,6 +57,9 @@ impl Refusal {
             Self::NoQuota { outlook } | Self::QuotaQueueFull { outlook } => {
                 put("ratelimit-policy", format!("\"quota\";q={};w=60", outlook.limit));
                 put("ratelimit", format!("\"quota\";r=0;t={}", seconds(outlook.after)));
+            }
+            Self::NoEngine { why: EngineShortage::NoLease } => {
+                put("cache-status", "makegate; fwd=miss; detail=no-lease".to_owned());
             }
             _ => {}
         }

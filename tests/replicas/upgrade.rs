@@ -132,5 +132,4 @@ async fn who_cannot_take_part_is_told_why_and_answers_nothing() {
     let ready = twin.page("/readyz").await.unwrap().expect(200);
     assert!(ready.text().contains("[!] replicas"), "{ready:?}");
     assert!(fleet.replicas[0].has_lease().await, "the one that was first goes on");
-    wait("it answers", async || fleet.replicas[0].get(ALL, ORG).await.status == 200).await;
 }

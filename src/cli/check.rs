@@ -39,7 +39,7 @@ pub(super) struct CheckCommand {
     /// Output format: text, or json (one object per line).
     #[arg(short = 'o', long, value_enum, default_value = "text", hide_possible_values = true)]
     format: ReportFormat,
-    /// Also check the secrets, the certificates, the keys of issuers, the addresses to listen on, the database of [replicas] and the connection to Make (without sending anything over it).
+    /// Also check the secrets, the certificates, the keys of issuers, the addresses to listen on, the database of `[replicas]` and the connection to Make (without sending anything over it).
     #[arg(long)]
     online: bool,
 }

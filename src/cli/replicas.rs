@@ -27,7 +27,7 @@ use crate::tasks::Tasks;
 
 /// Prepares, shows and leaves the database that several replicas share.
 ///
-/// Several makegates keep their promises together through a PostgreSQL database of their own (version 14 or newer), which [replicas] in
+/// Several makegates keep their promises together through a PostgreSQL database of their own (version 14 or newer), which `[replicas]` in
 /// the configuration names.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\

@@ -14,7 +14,7 @@ use crate::service::leave::{Left, leave};
 ///
 /// Stop it first. While others run, one of them takes over its open writes, and the others no longer expect it to come back. The last one
 /// takes over what all others left open, and keeps the answers to their idempotency keys itself: it can go on alone, once you have removed
-/// [replicas] from its configuration. Its quota begins as if it were used up, so the first minute is slow. A replica that comes back has
+/// `[replicas]` from its configuration. Its quota begins as if it were used up, so the first minute is slow. A replica that comes back has
 /// joined again.
 ///
 /// Exit code 0: it has left; 1: its makegate still runs, or the database cannot be reached.

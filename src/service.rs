@@ -136,6 +136,7 @@ impl Service {
         let (upstream, prepared) = Preparation::read(&config, &files, &clock).complete()?;
         let Preparation { issuers, operators, certificates, otel, replicas, warnings, .. } = prepared;
         membership::check_folder(&config.audit.dir, replicas.as_ref())?;
+        membership::check_database(replicas.as_ref()).await?;
         warnings.iter().for_each(|warning| tracing::warn!(target: ALWAYS, "{warning}"));
         let otel = otel.map(|settings| Otel::new(settings, clock.clone())).transpose().map_err(StartError::failed)?;
         let (otel, span_queue) = otel.unzip();
@@ -150,7 +151,7 @@ impl Service {
             IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys).map_err(StartError::failed)?;
         let replica_tasks = Tasks::new();
         let config_hash = files.hashes().of(&file);
-        let replicas = membership::join(replicas, (&config.audit.dir, config_hash), &clock, &replica_tasks).await?;
+        let replicas = membership::join(replicas, (&config.audit.dir, config_hash), &clock, &replica_tasks)?;
         let quota = membership::open_quota(&config, recovered.records > 0, &clock, replicas.as_ref(), &replica_tasks)?;
         let buffer_bytes = config.audit.buffer_bytes;
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());

@@ -108,14 +108,25 @@ impl BeatSender {
         }
     }
 
+    /// Why this replica must not take part, before it has.
+    async fn objection(&self) -> Result<Option<String>, EngineError> {
+        static OTHERS: Statement = Statement::new(schema::OTHERS, &[Type::TEXT]);
+        let replicas = &self.replicas;
+        if let Err(fault) = schema::check(&replicas.engine, Line::Quick, &replicas.key).await? {
+            return Ok(Some(fault.to_string()));
+        }
+        let rows = replicas.engine.query(Line::Quick, &OTHERS, &[&&*replicas.name]).await?;
+        Ok(schema::too_many(rows.first().map_or(0, |row| row.get(0)), replicas.config.max))
+    }
+
     /// Sends one beat. Returns whether the next one must come at once.
     async fn beat(&mut self) -> Result<bool, EngineError> {
         let replicas = self.replicas.clone();
         let known = *replicas.epoch.borrow();
         if known.is_none()
-            && let Err(fault) = schema::check(&replicas.engine, Line::Quick, &replicas.key).await?
+            && let Some(why) = self.objection().await?
         {
-            replicas.note_trouble(Some(fault.to_string()));
+            replicas.note_trouble(Some(why));
             return Ok(false);
         }
         if !replicas.engine.hears() {

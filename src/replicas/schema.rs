@@ -27,6 +27,16 @@ pub enum SchemaFault {
     Key,
 }
 
+/// How many replicas there are beside the one with this name.
+pub(super) const OTHERS: &str = "select count(*) from mg.replica where left_at is null and name <> $1";
+
+/// Why another replica is too many, beside so many others, if it is: what is divided by `replicas.max` would be spent more than once.
+pub(super) fn too_many(others: i64, max: u32) -> Option<String> {
+    (others >= i64::from(max)).then(|| {
+        format!("there are {others} other replicas, and replicas.max is {max}: make it larger at all of them, or have one leave (`makegate replicas leave`)")
+    })
+}
+
 /// The hash of the replicas' key that the engine holds.
 #[must_use]
 pub fn key_sha256(key: &[u8; 32]) -> [u8; 32] {

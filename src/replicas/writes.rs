@@ -129,6 +129,11 @@ impl SharedWrites {
         self.open_in.send_replace(Some(epoch.id));
     }
 
+    /// Whether [`Self::open`] was called for this epoch, with or without a lease now.
+    pub fn is_open_in(&self, epoch: &Epoch) -> bool {
+        *self.open_in.borrow() == Some(epoch.id)
+    }
+
     /// What the engine knows of earlier writes.
     ///
     /// # Errors

@@ -60,20 +60,30 @@ fn shared_quota(config: &Config, replicas: &Arc<Replicas>, clock: &Clock, tasks:
     }
 }
 
-/// Starts to take part, if there are several replicas and nothing is known against it.
+/// Whether the database has nothing against this replica. Asked before anything is written to its folder, which would then be bound to what
+/// is wrong.
 ///
 /// # Errors
 /// Only a person can put right what is wrong.
-pub(super) async fn join(
+pub(super) async fn check_database(settings: Option<&ReplicasSettings>) -> Result<(), StartError> {
+    let Some(settings) = settings else { return Ok(()) };
+    let tasks = Tasks::new();
+    let objection = start::objection(settings, &tasks).await;
+    tasks.stop();
+    objection.map_or(Ok(()), |why| Err(StartError::configuration(format!("replicas: {why}"))))
+}
+
+/// Starts to take part, if there are several replicas.
+///
+/// # Errors
+/// The folder cannot be written, or the database's URL cannot be used.
+pub(super) fn join(
     settings: Option<ReplicasSettings>,
     (dir, config_hash): (&Path, Option<[u8; 32]>),
     clock: &Clock,
     tasks: &Tasks,
 ) -> Result<Option<Arc<Replicas>>, StartError> {
     let Some(settings) = settings else { return Ok(None) };
-    if let Some(why) = start::objection(&settings, tasks).await {
-        return Err(StartError::configuration(format!("replicas: {why}")));
-    }
     folder::note_joined(dir, &settings.name).map_err(StartError::failed)?;
     let replicas = Replicas::start(settings, RELEASE, clock.clone(), tasks).map_err(StartError::configuration)?;
     config_hash.into_iter().for_each(|hash| replicas.set_config_hash(hash::hex(&hash)));

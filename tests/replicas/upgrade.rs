@@ -118,6 +118,11 @@ async fn who_cannot_take_part_is_told_why_and_answers_nothing() {
     std::fs::write(&key, [7; 32]).unwrap();
     refused(&fleet, 1, "key_file is not the key that the other replicas use");
     std::fs::copy(fleet.replicas[0].home.path().join("replicas.key"), &key).unwrap();
+    // As one too many.
+    let text = fleet.replicas[1].config_text();
+    fleet.replicas[1].set_config_text(&text.replace("[replicas]\n", "[replicas]\nmax = 1\n"));
+    refused(&fleet, 1, "there are 1 other replicas, and replicas.max is 1");
+    fleet.replicas[1].set_config_text(&text);
     // With a name that another one has.
     let text = fleet.replicas[2].config_text().replace("\"replica-2\"", "\"replica-0\"");
     fleet.replicas[2].set_config_text(&text);

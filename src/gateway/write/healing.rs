@@ -67,7 +67,7 @@ impl Gateway {
                 if let Err(why) = &done {
                     tracing::debug!(%why, "the writes of all replicas are not whole yet");
                 }
-                if shared.writes.open_epoch() != Some(epoch.id) {
+                if !shared.writes.is_open_in(&epoch) {
                     pause = HEALING_ROUND;
                 }
                 if done.is_ok() && expired.is_none_or(|at| self.clock.now() >= at + EXPIRE_INTERVAL) {
@@ -102,7 +102,7 @@ impl HealingRound<'_> {
             self.reassert().await?;
             *told = Some(*self.epoch);
         }
-        if writes.open_epoch() != Some(self.epoch.id) && writes.may_open(self.epoch).await? {
+        if !writes.is_open_in(self.epoch) && writes.may_open(self.epoch).await? {
             writes.open(self.epoch);
             tracing::info!(epoch = %self.epoch.id, "writes may go on: all that was open before is known");
         }

@@ -26,6 +26,10 @@ async fn object(session: &EngineSession, settings: &ReplicasSettings) -> Result<
         return Ok(Some(fault.to_string()));
     }
     let (name, lease) = (&*settings.name, settings.config.lease);
+    let others = session.timed(session.query_opt(schema::OTHERS, &[&name])).await?.map_or(0, |row| row.get(0));
+    if let Some(why) = schema::too_many(others, settings.config.max) {
+        return Ok(Some(why));
+    }
     let Some(before) = beat(session, name).await? else { return Ok(None) };
     // A process that was killed is a member until the others, or its successor, have missed its beats for a lease.
     tokio::time::sleep(lease * WATCHED_LEASES.0 / WATCHED_LEASES.1).await;

@@ -17,6 +17,7 @@ use crate::callers::SharedKind;
 use crate::catalogue::{Operation, RetryClass};
 use crate::ids::RequestId;
 use crate::quota::{BucketId, QuotaOutlook, QuotaRefused, Slot};
+use crate::replicas::Replicas;
 use crate::upstream::{
     AttemptError, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, ConnectionPermit, EndedAttempt, Ending,
     ProxyError, RetryDecision, Upstream, UpstreamAnswer, ambiguous, effect, retry_after,
@@ -125,12 +126,23 @@ async fn ready_connection(
             None => acquire_connection(gateway, request).await?,
         };
         request.recheck_rights(gateway)?; // they may have changed during the wait
+        check_lease(gateway, request)?;
         let is_its = |asked: &UpstreamPermit<_>| Arc::ptr_eq(&asked.upstream, &connection.upstream);
         if permit.breaker_permit.as_ref().is_some_and(is_its) {
             return Ok(connection);
         }
         permit.breaker_permit = Some(breaker_permit(gateway, request).await?);
         permit.connection = Some(connection);
+    }
+}
+
+/// A write is not sent without a lease: this process may have been stopped for so long that another replica looks after the write, and
+/// will find that it had no effect.
+fn check_lease(gateway: &Gateway, request: &AuthorizedRequest) -> Result<(), Refusal> {
+    let has_ended = |replicas: &Arc<Replicas>| request.row.is_write() && !replicas.lease().holds();
+    match &gateway.replicas {
+        Some(replicas) if has_ended(replicas) => Err(Refusal::NoEngine { why: EngineShortage::NoWrites }),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -135,8 +135,7 @@ impl Service {
         }
         let (upstream, prepared) = Preparation::read(&config, &files, &clock).complete()?;
         let Preparation { issuers, operators, certificates, otel, replicas, warnings, .. } = prepared;
-        membership::check_folder(&config.audit.dir, replicas.as_ref())?;
-        membership::check_database(replicas.as_ref()).await?;
+        membership::check(&config.audit.dir, replicas.as_ref()).await?;
         warnings.iter().for_each(|warning| tracing::warn!(target: ALWAYS, "{warning}"));
         let otel = otel.map(|settings| Otel::new(settings, clock.clone())).transpose().map_err(StartError::failed)?;
         let (otel, span_queue) = otel.unzip();

@@ -13,11 +13,25 @@ use crate::replicas::setup::{folder, start};
 use crate::replicas::{Replicas, ReplicasSettings};
 use crate::tasks::Tasks;
 
+/// Whether folder and database have nothing against this replica. Asked before anything is written to the folder, which would then be bound
+/// to what is wrong.
+///
+/// # Errors
+/// Only a person can put right what is wrong.
+pub(super) async fn check(dir: &Path, settings: Option<&ReplicasSettings>) -> Result<(), StartError> {
+    check_folder(dir, settings)?;
+    let Some(settings) = settings else { return Ok(()) };
+    let tasks = Tasks::new();
+    let objection = start::objection(settings, &tasks).await;
+    tasks.stop();
+    objection.map_or(Ok(()), |why| Err(StartError::configuration(format!("replicas: {why}"))))
+}
+
 /// Whether the folder belongs to this replica, or to a service that is the only one.
 ///
 /// # Errors
 /// It belongs to another one, which would not know of what the others do.
-pub(super) fn check_folder(dir: &Path, settings: Option<&ReplicasSettings>) -> Result<(), StartError> {
+fn check_folder(dir: &Path, settings: Option<&ReplicasSettings>) -> Result<(), StartError> {
     let joined = folder::joined_as(dir).map_err(StartError::failed)?;
     let (own, dir) = (settings.map(|settings| &*settings.name), dir.display());
     match (joined.as_deref(), own) {
@@ -58,19 +72,6 @@ fn shared_quota(config: &Config, replicas: &Arc<Replicas>, clock: &Clock, tasks:
         replicas_max: replicas.config().max,
         tasks: tasks.clone(),
     }
-}
-
-/// Whether the database has nothing against this replica. Asked before anything is written to its folder, which would then be bound to what
-/// is wrong.
-///
-/// # Errors
-/// Only a person can put right what is wrong.
-pub(super) async fn check_database(settings: Option<&ReplicasSettings>) -> Result<(), StartError> {
-    let Some(settings) = settings else { return Ok(()) };
-    let tasks = Tasks::new();
-    let objection = start::objection(settings, &tasks).await;
-    tasks.stop();
-    objection.map_or(Ok(()), |why| Err(StartError::configuration(format!("replicas: {why}"))))
 }
 
 /// Starts to take part, if there are several replicas.

@@ -54,12 +54,12 @@ static PUT: Statement = Statement::new(
     &[Type::TEXT, Type::BYTEA],
 );
 static SAY_BACK: Statement = Statement::new(
-    "update mg.member set reasserted = true where replica = $1 and incarnation = $2 and $3 = (select id from mg.epoch)",
+    "update mg.member set slots_told = true where replica = $1 and incarnation = $2 and $3 = (select id from mg.epoch)",
     &[Type::TEXT, Type::UUID, Type::UUID],
 );
 static ALL_BACK: Statement = Statement::new(
     "select e.id is not distinct from $1, not exists (select from mg.replica r where r.left_at is null \
-       and not exists (select from mg.member m where m.replica = r.name and m.reasserted)) \
+       and not exists (select from mg.member m where m.replica = r.name and m.slots_told)) \
      from (select) one left join mg.epoch e on true",
     &[Type::UUID],
 );

@@ -51,7 +51,9 @@ create unlogged table if not exists mg.epoch (
   born timestamptz not null default clock_timestamp());
 create unlogged table if not exists mg.member (
   replica text primary key, incarnation uuid not null, beats bigint not null, acked bigint not null,
-  reasserted bool not null default false, gone bool not null default false, started timestamptz not null,
+  slots_told bool not null default false,  -- it has put back what it spent of each quota
+  writes_told bool not null default false, -- and the writes that the engine lacked
+  gone bool not null default false, started timestamptz not null,
   version text not null, config_sha256 text not null) with (fillfactor = 30);
 create unlogged table if not exists mg.fence_head (one bool primary key default true check (one), seq bigint not null);
 create unlogged table if not exists mg.fence (
@@ -115,7 +117,7 @@ begin
     on conflict (name) do update set incarnation = excluded.incarnation, joined = excluded.joined, left_at = null;
   insert into mg.member (replica, incarnation, beats, acked, started, version, config_sha256)
     values (me, inc, n, h, began, release, config)
-    on conflict (replica) do update set incarnation = inc, beats = n, acked = h, reasserted = false, gone = false,
+    on conflict (replica) do update set incarnation = inc, beats = n, acked = h, slots_told = false, writes_told = false, gone = false,
       started = began, version = release, config_sha256 = config;
   return query select cur, 'joined', h, null::bigint, null::text[], null::int, null::uuid;
 end $$;

@@ -164,7 +164,7 @@ pub(super) static LACKING_KEYS: Statement = Statement::new(
 );
 
 pub(super) static SAY_REASSERTED: Statement = Statement::new(
-    "update mg.member m set reasserted = true \
+    "update mg.member m set writes_told = true \
      where m.replica = $1 and m.incarnation = $2 and exists (select from mg.epoch e where e.id = $3)",
     &[T, Type::UUID, Type::UUID],
 );
@@ -172,8 +172,8 @@ pub(super) static SAY_REASSERTED: Statement = Statement::new(
 /// Whether every replica that has not left is a member of this epoch and has said what it knows; and whether every member that is alive has.
 pub(super) static ALL_REASSERTED: Statement = Statement::new(
     "select not exists (select from mg.replica r where r.left_at is null \
-       and not exists (select from mg.member m where m.replica = r.name and m.reasserted)), \
-       not exists (select from mg.member m where not m.gone and not m.reasserted) from mg.epoch e where e.id = $1",
+       and not exists (select from mg.member m where m.replica = r.name and m.writes_told)), \
+       not exists (select from mg.member m where not m.gone and not m.writes_told) from mg.epoch e where e.id = $1",
     &[Type::UUID],
 );
 

@@ -81,10 +81,15 @@ fn replica_of(line: &str) -> Option<String> {
 }
 
 impl RecordPrinter {
-    /// Prints records as they come to stdout, and flushes every line.
+    /// Prints records of one replica as they come to stdout, and flushes every line.
     pub(super) fn on_stdout(format: RecordFormat, color: ColorChoice) -> io::Result<Self> {
         let form = RecordForm::new(format, || RecordTable::of_any(TableView::stdout(color, true)));
-        Self::begin(form, Box::new(io::LineWriter::new(io::stdout())), None)
+        let mut printer = Self::begin(form, Box::new(io::LineWriter::new(io::stdout())), None)?;
+        if matches!(printer.form, RecordForm::Csv) {
+            // Whoever reads it sees at once that it has begun.
+            printer.csv_head(false)?;
+        }
+        Ok(printer)
     }
 
     /// Prints these records to stdout.

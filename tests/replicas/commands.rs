@@ -88,8 +88,14 @@ async fn init_makes_schema_and_key_once_and_no_replica_starts_without() {
     says(2, one, &["serve"], &["the database has no schema for makegate: run `makegate replicas init`"]);
     fs::remove_file(key(one)).unwrap();
 
+    let own = one.home.path().join("audit/fingerprint.key");
+    assert!(!own.exists(), "a start that is refused binds its folder to no key");
+
     // From the key of its folder, so that its writes in doubt are recognized.
-    let of_folder = fs::read(one.home.path().join("audit/fingerprint.key")).unwrap();
+    let of_folder = vec![9; 32];
+    fs::create_dir_all(own.parent().unwrap()).unwrap();
+    fs::write(&own, &of_folder).unwrap();
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
     says(0, one, &["replicas", "init"], &["has the schema mg now, version 1", "fingerprint.key", "next: copy the key"]);
     assert_eq!(fs::read(key(one)).unwrap(), of_folder);
     assert_eq!(fs::metadata(key(one)).unwrap().permissions().mode() & 0o777, 0o600);

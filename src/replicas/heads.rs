@@ -47,7 +47,7 @@ pub async fn put(engine: &Engine, of: &ShippedLog, size: u64, note: &str) -> Res
     engine.execute(Line::Bulk, &PUT, &[&&*of.replica, &&*of.log, &size.cast_signed(), &note]).await.map(drop)
 }
 
-/// The newest head of each log of the other replicas that has one of the last `days`.
+/// The newest head of each log of the other replicas.
 ///
 /// # Errors
 /// [`EngineError`].

@@ -252,7 +252,7 @@ async fn check_online_tries_the_database() {
     let online = |code| told(code, &run(one, &["check", "--online"]));
     let told_now = online(0);
     assert!(
-        told_now.contains("warning: replicas: max_connections is 20, and 100 replicas make 300 connections"),
+        told_now.contains("warning: replicas: max_connections is 20, and 100 replicas make 400 connections"),
         "{told_now}"
     );
     assert!(!told_now.contains("LISTEN") && !told_now.contains("clocks"), "{told_now}");

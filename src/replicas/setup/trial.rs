@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 
 use crate::config::ReplicasConfig;
-use crate::replicas::engine::{EngineError, EngineSession};
+use crate::replicas::engine::{EngineError, EngineSession, Line};
 use crate::replicas::schema;
 
 /// The oldest PostgreSQL that will do, as `server_version_num` says it.
@@ -16,8 +16,6 @@ const ANNOUNCEMENTS: u32 = 3;
 const HEARD_WITHIN: Duration = Duration::from_millis(500);
 /// From here on the difference of the clocks is told: times in records come from this machine, those in the database from the other.
 const CLOCKS_APART_MAX_MS: i64 = 2_000;
-/// Connections of a replica.
-const CONNECTIONS: u32 = 3;
 /// The tables that a replica writes to.
 const TABLES: [&str; 14] = [
     "about", "replica", "write", "record", "shipped", "head", "ledger", "epoch", "member", "fence_head", "fence",
@@ -138,8 +136,8 @@ async fn settings(
         }
     }
     let most = row.get::<_, i32>(3);
-    let needed = config.max.saturating_mul(CONNECTIONS);
-    if i64::from(most) < i64::from(needed) {
+    let needed = usize::try_from(config.max).unwrap_or(usize::MAX).saturating_mul(Line::ALL.len());
+    if usize::try_from(most).is_ok_and(|most| most < needed) {
         let what = format!("max_connections is {most}, and {} replicas make {needed} connections", config.max);
         let help = "raise it, or write the number of replicas that there can be in replicas.max";
         findings.push(TrialFinding::warning(what, help));

@@ -294,6 +294,11 @@ impl FairQueue {
     pub(super) fn end(&mut self, now: Moment, grant: &SlotGrant) {
         self.expire(now);
         let added = self.window.end(now, &grant.caller);
+        self.count_end(now, grant, added);
+    }
+
+    /// Counts an attempt as ended. `added`: whether its slot made a new entry of the window.
+    fn count_end(&mut self, now: Moment, grant: &SlotGrant, added: bool) {
         if let Some(state) = self.callers.get_mut(&grant.caller) {
             state.under_way = state.under_way.saturating_sub(1);
             state.entries += u64::from(added);
@@ -305,6 +310,11 @@ impl FairQueue {
     pub(super) fn unsend(&mut self, now: Moment, grant: &SlotGrant) {
         self.expire(now);
         self.window.unsend();
+        self.forget_sent(now, grant);
+    }
+
+    /// Counts an attempt whose slot is free again as never sent.
+    fn forget_sent(&mut self, now: Moment, grant: &SlotGrant) {
         if *grant.caller == *SPARE {
             self.spare.spent = self.spare.spent.saturating_sub(1);
         }

@@ -54,11 +54,7 @@ impl FairQueue {
         let (Some(lent), returns) = (grant.returns, return_of(ended)) else { return false };
         if self.window.take_lent(lent, &grant.caller, grant.round) {
             let added = self.window.hold(returns, &grant.caller, 1);
-            if let Some(state) = self.callers.get_mut(&grant.caller) {
-                state.under_way = state.under_way.saturating_sub(1);
-                state.entries += u64::from(added);
-            }
-            self.gate.end(now, grant.round, self.limit);
+            self.count_end(now, grant, added);
             self.expire(now);
             return true;
         }
@@ -75,15 +71,7 @@ impl FairQueue {
         self.expire(now);
         let is_lent = grant.returns.is_some_and(|lent| self.window.take_lent(lent, &grant.caller, grant.round));
         if is_lent {
-            if *grant.caller == *SPARE {
-                self.spare.spent = self.spare.spent.saturating_sub(1);
-            }
-            if let Some(state) = self.callers.get_mut(&grant.caller) {
-                state.under_way = state.under_way.saturating_sub(1);
-                state.spent = state.spent.saturating_sub(1);
-            }
-            self.note_active(now, &grant.caller);
-            self.gate.unsend(grant.round);
+            self.forget_sent(now, grant);
         }
         is_lent
     }

@@ -158,7 +158,7 @@ impl LineKeeper {
         let mut pause = RECONNECT;
         loop {
             let began = self.shared.clock.now();
-            let why = match tokio::time::timeout(CONNECT_TIME_MAX, self.shared.target.config().connect_any()).await {
+            let why = match tokio::time::timeout(CONNECT_TIME_MAX, self.shared.target.connect_any()).await {
                 Err(_) => "no connection within 3 s".to_owned(),
                 Ok(Err(why)) => why,
                 Ok(Ok((client, connection))) => self.keep(client, connection).await,
@@ -236,8 +236,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Messages for Connection<Socket, T
     }
 }
 
-/// Between half of it and all of it.
-fn cut_at_random(pause: Duration) -> Duration {
+/// Between half of it and all of it, so that replicas that failed together do not come back together.
+pub(in crate::replicas) fn cut_at_random(pause: Duration) -> Duration {
     let part = hash::random::<2>().map_or(u16::MAX, u16::from_le_bytes);
     pause / 2 + (pause / 2).mul_f64(f64::from(part) / f64::from(u16::MAX))
 }

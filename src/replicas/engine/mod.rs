@@ -19,6 +19,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, Transaction};
 
+pub(super) use self::line::cut_at_random;
 use self::line::{LineState, LiveLine};
 use crate::clock::Clock;
 use crate::counters::DurationHistogram;

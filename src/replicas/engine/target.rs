@@ -99,10 +99,6 @@ impl EngineTarget {
         &self.address
     }
 
-    pub(super) const fn config(&self) -> &Self {
-        self
-    }
-
     /// Connects to the first host that can be written to.
     pub(super) async fn connect_any(&self) -> Result<(Client, BoxedConnection), String> {
         let told = |error: tokio_postgres::Error| cause(&error);

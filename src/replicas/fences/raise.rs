@@ -7,11 +7,10 @@ use tokio_postgres::types::Type;
 
 use super::FenceKind;
 use super::wait::{FenceWait, WaitRule};
-use crate::hash;
-use crate::replicas::engine::{EngineError, Line, Statement};
+use crate::replicas::engine::{EngineError, Line, Statement, cut_at_random};
 use crate::replicas::{Epoch, Replicas};
 
-/// Pause before a raise is tried again; cut by a random part of its half, so that replicas do not come together.
+/// Pause before a raise is tried again; cut at random.
 const RETRY: Duration = Duration::from_millis(100);
 /// PostgreSQL's code for a raise in an epoch that is over (`schema.sql`).
 const ANOTHER_EPOCH: &str = "MG001";
@@ -90,8 +89,7 @@ impl Replicas {
                 }
                 Err(why) => tracing::debug!(%why, "a fence could not be raised: it is tried again"),
             }
-            let part = hash::random::<2>().map_or(u16::MAX, u16::from_le_bytes);
-            tokio::time::sleep(RETRY / 2 + (RETRY / 2).mul_f64(f64::from(part) / f64::from(u16::MAX))).await;
+            tokio::time::sleep(cut_at_random(RETRY)).await;
         }
     }
 }

@@ -19,6 +19,11 @@ const BEATS: u32 = 5;
 /// A lease by another machine's clock, whose rate is within 1 % of this one's.
 pub(super) const RATES: f64 = 1.01;
 
+/// How long a member must be watched before it is clear whether it beats: as long as two beats take.
+pub(super) fn watch_time(lease: Duration) -> Duration {
+    lease * 2 / BEATS
+}
+
 static BEAT: Statement = Statement::new(
     "select epoch, verdict, head, seq, tags, doubt_ms, raised_by from mg.beat($1, $2, $3, $4, $5, $6, $7, $8)",
     &[Type::TEXT, Type::UUID, Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::TEXT, Type::TEXT],

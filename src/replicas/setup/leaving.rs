@@ -5,6 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::replicas::engine::{EngineError, EngineSession};
+use crate::replicas::members::watch_time;
 
 /// A member that beats.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +29,7 @@ pub async fn live_member(
     if before.is_empty() {
         return Ok(None);
     }
-    // Replicas beat five times per lease.
-    tokio::time::sleep(lease * 2 / 5).await;
+    tokio::time::sleep(watch_time(lease)).await;
     let now = members(session, own).await?;
     let has_beaten = now.into_iter().find(|member| !before.contains(member));
     Ok(has_beaten.map(|(name, incarnation, _)| LiveMember { name, incarnation }))

@@ -6,13 +6,12 @@ use uuid::Uuid;
 
 use crate::replicas::ReplicasSettings;
 use crate::replicas::engine::{EngineError, EngineSession};
+use crate::replicas::members::watch_time;
 use crate::replicas::schema;
 use crate::tasks::Tasks;
 
 /// How long a start waits for the engine. If it does not answer, the replica starts and takes part as soon as it does.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// Beats per lease, and one more.
-const WATCHED_LEASES: (u32, u32) = (2, 5);
 
 /// Why this replica must not start; `None`: nothing is known against it.
 pub async fn objection(settings: &ReplicasSettings, tasks: &Tasks) -> Option<String> {
@@ -32,7 +31,7 @@ async fn object(session: &EngineSession, settings: &ReplicasSettings) -> Result<
     }
     let Some(before) = beat(session, name).await? else { return Ok(None) };
     // A process that was killed is a member until the others, or its successor, have missed its beats for a lease.
-    tokio::time::sleep(lease * WATCHED_LEASES.0 / WATCHED_LEASES.1).await;
+    tokio::time::sleep(watch_time(lease)).await;
     let is_alive = beat(session, name).await?.is_some_and(|now| now != before);
     Ok(is_alive
         .then(|| format!("another makegate with the name {name} is running: give each replica its own replicas.name")))

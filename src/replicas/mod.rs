@@ -123,14 +123,14 @@ impl Replicas {
     /// # Errors
     /// The URL cannot be used, or the machine has no random numbers.
     pub fn start(settings: ReplicasSettings, version: &str, clock: Clock, tasks: &Tasks) -> io::Result<Arc<Self>> {
-        let target = settings.target().map_err(io::Error::other)?;
-        let ReplicasSettings { config, name, key, .. } = settings;
+        let target = settings.access.target().map_err(io::Error::other)?;
+        let ReplicasSettings { config, access, key } = settings;
         let incarnation = uuid::Builder::from_random_bytes(hash::random()?).into_uuid();
         let (engine, announced) = Engine::start(target, clock.clone(), tasks);
         let permits = Permits::new(clock.clone());
         let replicas = Arc::new(Self {
             config,
-            name,
+            name: access.name,
             incarnation,
             key,
             engine,

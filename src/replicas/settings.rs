@@ -21,12 +21,8 @@ const KEY_BYTES: u64 = 32;
 pub struct ReplicasSettings {
     /// `[replicas]`.
     pub config: ReplicasConfig,
-    /// The engine's URL.
-    pub url: SecretString,
-    /// The authorities in `ca_file`, if it is set.
-    pub roots: Option<RootCertStore>,
-    /// This replica's name.
-    pub name: Arc<str>,
+    /// How to reach the engine, and as whom.
+    pub access: EngineAccess,
     /// The content of `key_file`.
     pub key: [u8; 32],
 }
@@ -68,7 +64,7 @@ impl EngineAccess {
 impl fmt::Debug for ReplicasSettings {
     /// Hides the URL and the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReplicasSettings").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("ReplicasSettings").field("name", &self.access.name).finish_non_exhaustive()
     }
 }
 
@@ -78,16 +74,8 @@ impl ReplicasSettings {
     /// # Errors
     /// Which of them cannot be used, why, and what to do.
     pub fn read(config: &ReplicasConfig, files: &Snapshot) -> io::Result<Self> {
-        let EngineAccess { url, roots, name } = EngineAccess::read(config, files)?;
-        Ok(Self { config: config.clone(), url, roots, name, key: key(&config.key_file, files)? })
-    }
-
-    /// The engine that this names.
-    ///
-    /// # Errors
-    /// The URL cannot be used.
-    pub fn target(&self) -> Result<EngineTarget, InvalidTarget> {
-        EngineTarget::parse(&self.url, self.roots.clone(), &self.name)
+        let access = EngineAccess::read(config, files)?;
+        Ok(Self { config: config.clone(), access, key: key(&config.key_file, files)? })
     }
 }
 

@@ -48,7 +48,7 @@ pub async fn leave(read: LoadedConfig, clock: Clock) -> Result<Left, StartError>
     let LoadedConfig { config, files, .. } = read;
     let section = config.replicas.as_ref().ok_or_else(|| StartError::configuration("there is no [replicas]"))?;
     let settings = ReplicasSettings::read(section, &files).map_err(of_section)?;
-    let target = settings.target().map_err(of_section)?;
+    let target = settings.access.target().map_err(of_section)?;
     // From here on no service runs in this folder.
     let sharing = LogSharing { key: settings.key, keep: section.keep };
     let opened = AuditLog::open_shared(&config.audit, clock.clone(), Some(sharing));
@@ -60,7 +60,7 @@ pub async fn leave(read: LoadedConfig, clock: Clock) -> Result<Left, StartError>
     if let Some(fault) = schema::fault(about, Some(&settings.key)) {
         return Err(StartError::configuration(fault));
     }
-    let name = settings.name.clone();
+    let name = settings.access.name.clone();
     let successor = leaving::live_member(&session, &name, section.lease).await.map_err(StartError::failed)?;
     let left = match successor {
         Some(to) => {

@@ -33,7 +33,7 @@ pub(super) async fn check(dir: &Path, settings: Option<&ReplicasSettings>) -> Re
 /// It belongs to another one, which would not know of what the others do.
 fn check_folder(dir: &Path, settings: Option<&ReplicasSettings>) -> Result<(), StartError> {
     let joined = folder::joined_as(dir).map_err(StartError::failed)?;
-    let (own, dir) = (settings.map(|settings| &*settings.name), dir.display());
+    let (own, dir) = (settings.map(|settings| &*settings.access.name), dir.display());
     match (joined.as_deref(), own) {
         (None, _) => Ok(()),
         (Some(joined), Some(own)) if joined == own => Ok(()),
@@ -85,7 +85,7 @@ pub(super) fn join(
     tasks: &Tasks,
 ) -> Result<Option<Arc<Replicas>>, StartError> {
     let Some(settings) = settings else { return Ok(None) };
-    folder::note_joined(dir, &settings.name).map_err(StartError::failed)?;
+    folder::note_joined(dir, &settings.access.name).map_err(StartError::failed)?;
     let replicas = Replicas::start(settings, RELEASE, clock.clone(), tasks).map_err(StartError::configuration)?;
     config_hash.into_iter().for_each(|hash| replicas.set_config_hash(hash::hex(&hash)));
     Ok(Some(replicas))

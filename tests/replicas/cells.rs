@@ -4,18 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use makegate::clock::Clock;
-use makegate::config::{QuotaSetting, ReplicasConfig, SecretSource, ShippedRecords, WithoutLease};
+use makegate::config::{QuotaSetting, ShippedRecords};
 use makegate::quota::{BucketId, Quota, QuotaSettings, SharedQuota};
+use makegate::replicas::Replicas;
 use makegate::replicas::cells::{CellContent, CellError, CellReply, EngineCells, QuotaCells};
-use makegate::replicas::{Replicas, ReplicasSettings, schema};
 use makegate::tasks::Tasks;
 use uuid::Uuid;
 
+use crate::one_replica::{DATABASE, KEY, engine, settings};
 use crate::support::fleet::wait;
 use crate::support::postgres::Postgres;
-
-const DATABASE: &str = "makegate";
-const KEY: [u8; 32] = [7; 32];
 
 struct Holder {
     replicas: Arc<Replicas>,
@@ -31,21 +29,8 @@ impl Drop for Holder {
 
 impl Holder {
     async fn join(name: &str, engine: &Postgres, clock: &Clock) -> Self {
-        let config = ReplicasConfig {
-            url: SecretSource::Env("UNUSED".to_owned()),
-            ca_file: None,
-            name: None,
-            key_file: "unused".into(),
-            max: 100,
-            lease: Duration::from_secs(5),
-            without: WithoutLease::Refuse,
-            reserve_percent: 0,
-            records: ShippedRecords::None,
-            keep: Duration::from_secs(86_400),
-        };
         let tasks = Tasks::new();
-        let url = engine.url(DATABASE).into();
-        let settings = ReplicasSettings { config, url, roots: None, name: name.into(), key: KEY };
+        let settings = settings(&engine.url(DATABASE), name, Duration::from_secs(5), ShippedRecords::None);
         let replicas = Replicas::start(settings, "0", clock.clone(), &tasks).unwrap();
         let cells = Arc::new(EngineCells::new(replicas.clone(), clock.clone()));
         let holder = Self { replicas, cells, tasks };
@@ -71,22 +56,12 @@ impl Holder {
     }
 }
 
-fn engine() -> Postgres {
-    let engine = Postgres::start(&[]);
-    engine.database(DATABASE);
-    engine.sql(DATABASE, schema::SCHEMA);
-    let key: String = schema::key_sha256(&KEY).iter().map(|byte| format!("{byte:02x}")).collect();
-    let about = format!("insert into mg.about (version, key_sha256) values ({}, '\\x{key}')", schema::VERSION);
-    engine.sql(DATABASE, &about);
-    engine
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_swaps_made_from_the_same_state_one_counts_and_under_the_lock_all_do() {
     if !Postgres::available() {
         return;
     }
-    let (engine, clock) = (engine(), Clock::system());
+    let (engine, clock) = (engine(&KEY), Clock::system());
     let holder = Holder::join("a", &engine, &clock).await;
     let (cells, epoch) = (&holder.cells, holder.epoch());
     assert_eq!(cells.read(epoch, "11").await.unwrap(), CellReply::Content(CellContent::default()));
@@ -121,7 +96,7 @@ async fn another_epoch_takes_nothing_and_is_open_when_all_have_put_back() {
     if !Postgres::available() {
         return;
     }
-    let (engine, clock) = (engine(), Clock::system());
+    let (engine, clock) = (engine(&KEY), Clock::system());
     let holder = Holder::join("a", &engine, &clock).await;
     let (cells, epoch) = (&holder.cells, holder.epoch());
     cells.swap(epoch, "11", 0, b"one".to_vec()).await.unwrap();
@@ -148,7 +123,7 @@ async fn two_quotas_hand_out_one_limit_whoever_is_asked() {
     if !Postgres::available() {
         return;
     }
-    let (engine, clock) = (engine(), Clock::system());
+    let (engine, clock) = (engine(&KEY), Clock::system());
     let holders = [Holder::join("a", &engine, &clock).await, Holder::join("b", &engine, &clock).await];
     let quotas = holders.each_ref().map(|holder| holder.quota(&clock));
     let (id, caller) = (BucketId::Organization(11), Arc::from("a"));

@@ -5,19 +5,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use makegate::clock::Clock;
-use makegate::config::{ReplicasConfig, SecretSource, ShippedRecords, WithoutLease};
+use makegate::config::ShippedRecords;
 use makegate::replicas::fences::{FenceKind, FenceTarget};
-use makegate::replicas::{Replicas, ReplicasSettings, schema};
+use makegate::replicas::{Replicas, schema};
 use makegate::tasks::Tasks;
 use tokio::task::JoinHandle;
 
+use crate::one_replica::{DATABASE, KEY, engine, settings};
 use crate::support::fleet::wait;
 use crate::support::link::{Link, LinkState};
 use crate::support::postgres::{Pooler, Postgres};
 
-const DATABASE: &str = "makegate";
 const LEASE: Duration = Duration::from_secs(60);
-const KEY: [u8; 32] = [7; 32];
 
 /// Notes what is raised, in order.
 #[derive(Default)]
@@ -49,20 +48,8 @@ impl Drop for Member {
 impl Member {
     fn start(name: &str, engine: std::net::SocketAddr, clock: &Clock) -> Self {
         let (link, tasks) = (Link::to(engine), Tasks::new());
-        let config = ReplicasConfig {
-            url: SecretSource::Env("UNUSED".to_owned()),
-            ca_file: None,
-            name: None,
-            key_file: "unused".into(),
-            max: 100,
-            lease: LEASE,
-            without: WithoutLease::Refuse,
-            reserve_percent: 0,
-            records: ShippedRecords::None,
-            keep: Duration::from_secs(86_400),
-        };
-        let url = Postgres::url_at(&[link.address()], DATABASE).into();
-        let settings = ReplicasSettings { config, url, roots: None, name: name.into(), key: KEY };
+        let url = Postgres::url_at(&[link.address()], DATABASE);
+        let settings = settings(&url, name, LEASE, ShippedRecords::None);
         let replicas = Replicas::start(settings, "0", clock.clone(), &tasks).unwrap();
         let raised = Arc::new(Raised::default());
         replicas.set_fence_target(raised.clone());
@@ -108,13 +95,7 @@ impl World {
 
     /// One member of an epoch that has just begun.
     async fn start_young(name: &str) -> Self {
-        let engine = Postgres::start(&[]);
-        engine.database(DATABASE);
-        engine.sql(DATABASE, schema::SCHEMA);
-        let key: String = schema::key_sha256(&KEY).iter().map(|byte| format!("{byte:02x}")).collect();
-        let about = format!("insert into mg.about values (true, {}, '\\x{key}')", schema::VERSION);
-        engine.sql(DATABASE, &about);
-        Self { engine, clock: Clock::movable(), members: Vec::new() }.joined_by(&[name]).await
+        Self { engine: engine(&KEY), clock: Clock::movable(), members: Vec::new() }.joined_by(&[name]).await
     }
 
     async fn joined_by(mut self, names: &[&str]) -> Self {

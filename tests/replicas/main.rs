@@ -24,6 +24,7 @@ mod fences;
 mod history;
 mod leave;
 mod mixer;
+mod one_replica;
 mod operators;
 mod pooler;
 mod r03_fences;

@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use makegate::replicas::schema;
 use serde_json::Value;
 
-use crate::support::fleet::{DATABASE, Fleet, FleetPlan, wait};
+use crate::one_replica::engine;
+use crate::support::fleet::{Fleet, FleetPlan, wait};
 use crate::support::link::LinkState;
 use crate::support::postgres::Postgres;
 use crate::support::process::binary;
@@ -15,13 +15,7 @@ const KEY: [u8; 32] = [9; 32];
 
 /// Three replicas that have had some requests each, whose records are all shipped.
 async fn fleet() -> Fleet {
-    let engine = Postgres::start(&[]);
-    engine.database(DATABASE);
-    engine.sql(DATABASE, schema::SCHEMA);
-    let key: String = schema::key_sha256(&KEY).iter().map(|byte| format!("{byte:02x}")).collect();
-    engine
-        .sql(DATABASE, &format!("insert into mg.about (version, key_sha256) values ({}, '\\x{key}')", schema::VERSION));
-    let mut fleet = FleetPlan::default().prepare(engine).await;
+    let mut fleet = FleetPlan::default().prepare(engine(&KEY)).await;
     for replica in &mut fleet.replicas {
         std::fs::write(replica.home.path().join("replicas.key"), KEY).unwrap();
         replica.start().await;

@@ -10,7 +10,8 @@ use makegate::config::ShippedRecords;
 use makegate::replicas::records::RecordPlace;
 use serde_json::Value;
 
-use crate::shared_log::{DATABASE, SharedLog, any_record, engine};
+use crate::one_replica::{DATABASE, KEY, engine};
+use crate::shared_log::{SharedLog, any_record};
 use crate::support::postgres::Postgres;
 use crate::support::random::{number, seeds};
 
@@ -98,7 +99,7 @@ async fn both_sources_find_the_same_records() {
     for seed in seeds(1) {
         println!("seed {seed}");
         let mut random = fastrand::Rng::with_seed(seed);
-        let engine = engine();
+        let engine = engine(&KEY);
         let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let open = |at: usize| {
             SharedLog::open(&engine.url(DATABASE), &format!("m-{at}"), dirs[at].path(), ShippedRecords::All)

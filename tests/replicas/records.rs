@@ -13,7 +13,8 @@ use makegate::replicas::shipping::{RecordDays, Shipment, ShippedLog};
 use makegate::replicas::{CopyRows, SharedRecord, day_of, heads as shared_heads, shipping};
 use serde_json::Value;
 
-use crate::shared_log::{DATABASE, DAY, SharedLog, any_record, engine, lines, settings};
+use crate::one_replica::{DATABASE, DAY, KEY, engine};
+use crate::shared_log::{SharedLog, any_record, lines, settings};
 use crate::support::postgres::Postgres;
 use crate::support::random::{number, seeds};
 
@@ -42,7 +43,7 @@ async fn each_record_is_shipped_once_through_kills() {
     for seed in seeds(1) {
         println!("seed {seed}");
         let mut random = fastrand::Rng::with_seed(seed);
-        let (mut engine, dir) = (engine(), tempfile::tempdir().unwrap());
+        let (mut engine, dir) = (engine(&KEY), tempfile::tempdir().unwrap());
         let url = engine.url(DATABASE);
         let mut replica = SharedLog::open(&url, "m-0", dir.path(), ShippedRecords::All);
         let mut shipping = replica.ship();
@@ -91,7 +92,7 @@ async fn a_commit_that_ends_after_it_was_given_up_counts_once() {
     if !Postgres::available() {
         return;
     }
-    let (engine, dir) = (engine(), tempfile::tempdir().unwrap());
+    let (engine, dir) = (engine(&KEY), tempfile::tempdir().unwrap());
     let replica = SharedLog::open(&engine.url(DATABASE), "m-0", dir.path(), ShippedRecords::All);
     let slow = "create sequence public.commits;
         create function public.slow() returns trigger language plpgsql as $$ begin
@@ -117,7 +118,7 @@ async fn of_two_attempts_with_the_same_records_one_ships_them() {
     if !Postgres::available() {
         return;
     }
-    let (engine, dirs) = (engine(), [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()]);
+    let (engine, dirs) = (engine(&KEY), [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()]);
     let open =
         |at: usize| SharedLog::open(&engine.url(DATABASE), &format!("m-{at}"), dirs[at].path(), ShippedRecords::All);
     let [one, other] = [open(0), open(1)];
@@ -158,7 +159,7 @@ async fn what_is_wanted_is_shipped_and_the_position_moves_over_the_rest() {
     if !Postgres::available() {
         return;
     }
-    let engine = engine();
+    let engine = engine(&KEY);
     let every = [ShippedRecords::All, ShippedRecords::NoHits, ShippedRecords::Writes, ShippedRecords::None];
     for (at, records) in every.into_iter().enumerate() {
         let (name, dir) = (format!("m-{at}"), tempfile::tempdir().unwrap());
@@ -193,7 +194,7 @@ async fn records_of_days_that_are_kept_find_a_partition_and_others_are_counted()
     if !Postgres::available() {
         return;
     }
-    let (engine, dir) = (engine(), tempfile::tempdir().unwrap());
+    let (engine, dir) = (engine(&KEY), tempfile::tempdir().unwrap());
     let replica = SharedLog::open(&engine.url(DATABASE), "m-0", dir.path(), ShippedRecords::All);
     let at = |days: i64| Record::event(now() + SignedDuration::from_hours(24 * days), "test", "one");
     for days in [-400, -32, -29, -1, 0, 2, 9, 3_000] {
@@ -223,7 +224,7 @@ async fn partitions_that_many_replicas_make_at_once_are_made_once() {
     if !Postgres::available() {
         return;
     }
-    let (engine, dir) = (engine(), tempfile::tempdir().unwrap());
+    let (engine, dir) = (engine(&KEY), tempfile::tempdir().unwrap());
     let names: Vec<String> = (0..8).map(|n| format!("m-{n}")).collect();
     let open =
         |name: &String| SharedLog::open(&engine.url(DATABASE), name, &dir.path().join(name), ShippedRecords::All);
@@ -262,7 +263,7 @@ async fn a_cut_tail_shows_in_the_other_replicas_logs() {
     if !Postgres::available() {
         return;
     }
-    let (engine, dirs) = (engine(), [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()]);
+    let (engine, dirs) = (engine(&KEY), [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()]);
     let open =
         |at: usize| SharedLog::open(&engine.url(DATABASE), &format!("m-{at}"), dirs[at].path(), ShippedRecords::All);
     let victim = open(0);
@@ -328,7 +329,7 @@ async fn another_log_of_the_same_replica_is_shipped_from_its_beginning() {
     if !Postgres::available() {
         return;
     }
-    let engine = engine();
+    let engine = engine(&KEY);
     for run in ["first", "second"] {
         let dir = tempfile::tempdir().unwrap();
         let replica = SharedLog::open(&engine.url(DATABASE), "m-0", dir.path(), ShippedRecords::All);
@@ -348,7 +349,7 @@ async fn records_wait_in_the_log_while_the_database_is_away() {
     if !Postgres::available() {
         return;
     }
-    let (engine, dir) = (engine(), tempfile::tempdir().unwrap());
+    let (engine, dir) = (engine(&KEY), tempfile::tempdir().unwrap());
     engine.sql("postgres", &format!("alter database {DATABASE} allow_connections false"));
     let small = AuditConfig { segment_bytes: 4_000, ..settings(dir.path()) };
     let replica = SharedLog::open_with(&engine.url(DATABASE), "m-0", &small, ShippedRecords::All);

@@ -7,29 +7,14 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use makegate::audit::{AuditLog, Kind, LogSharing, LogShipper, Record, ShipSettings};
 use makegate::clock::Clock;
-use makegate::config::{AuditConfig, ReplicasConfig, SecretSource, ShippedRecords, WithoutLease};
+use makegate::config::{AuditConfig, ShippedRecords};
 use makegate::ids::RequestId;
+use makegate::replicas::Replicas;
 use makegate::replicas::engine::Line;
-use makegate::replicas::{Replicas, ReplicasSettings, schema};
 use makegate::tasks::Tasks;
 use makegate::vocabulary::{Answer, Outcome};
 
-use crate::support::postgres::Postgres;
-
-const KEY: [u8; 32] = [7; 32];
-pub(crate) const DATABASE: &str = "makegate";
-pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// A database with makegate's schema.
-pub(crate) fn engine() -> Postgres {
-    let engine = Postgres::start(&[]);
-    engine.database(DATABASE);
-    engine.sql(DATABASE, schema::SCHEMA);
-    let key: String = schema::key_sha256(&KEY).iter().map(|byte| format!("{byte:02x}")).collect();
-    engine
-        .sql(DATABASE, &format!("insert into mg.about (version, key_sha256) values ({}, '\\x{key}')", schema::VERSION));
-    engine
-}
+use crate::one_replica::{self, DAY, KEY};
 
 /// One replica, without its doors: what it shares, and its log.
 pub(crate) struct SharedLog {
@@ -61,21 +46,8 @@ impl SharedLog {
 
     pub(crate) fn open_with(url: &str, name: &str, settings: &AuditConfig, records: ShippedRecords) -> Self {
         let (tasks, clock) = (Tasks::new(), Clock::system());
-        let config = ReplicasConfig {
-            url: SecretSource::Env("unused".to_owned()),
-            ca_file: None,
-            name: Some(name.into()),
-            key_file: "unused".into(),
-            max: 100,
-            lease: Duration::from_secs(5),
-            without: WithoutLease::Refuse,
-            reserve_percent: 0,
-            records,
-            keep: 30 * DAY,
-        };
-        let settings_of_replicas =
-            ReplicasSettings { config, url: url.to_owned().into(), roots: None, name: name.into(), key: KEY };
-        let replicas = Replicas::start(settings_of_replicas, "test", clock.clone(), &tasks).unwrap();
+        let replica = one_replica::settings(url, name, Duration::from_secs(5), records);
+        let replicas = Replicas::start(replica, "test", clock.clone(), &tasks).unwrap();
         let log = AuditLog::open_shared(settings, clock, Some(LogSharing { key: KEY, keep: 30 * DAY })).unwrap().0;
         Self { replicas, log, records, tasks }
     }

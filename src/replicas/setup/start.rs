@@ -15,7 +15,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why this replica must not start; `None`: nothing is known against it.
 pub async fn objection(settings: &ReplicasSettings, tasks: &Tasks) -> Option<String> {
-    let target = settings.target().ok()?;
+    let target = settings.access.target().ok()?;
     let session = tokio::time::timeout(CONNECT_WITHIN, EngineSession::connect(&target, tasks)).await.ok()?.ok()?;
     object(&session, settings).await.ok().flatten()
 }
@@ -24,7 +24,7 @@ async fn object(session: &EngineSession, settings: &ReplicasSettings) -> Result<
     if let Some(fault) = schema::fault(super::about(session).await?, Some(&settings.key)) {
         return Ok(Some(fault.to_string()));
     }
-    let (name, lease) = (&*settings.name, settings.config.lease);
+    let (name, lease) = (&*settings.access.name, settings.config.lease);
     let others = session.timed(session.query_opt(schema::OTHERS, &[&name])).await?.map_or(0, |row| row.get(0));
     if let Some(why) = schema::too_many(others, settings.config.max) {
         return Ok(Some(why));

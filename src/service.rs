@@ -156,7 +156,6 @@ impl Service {
         let cache = Cache::new(&config.cache, config.limits.stored_bytes, clock.clone());
         let engines = Engines {
             log,
-            log_began: recovered.began,
             idempotency: answers,
             cache,
             quota,

@@ -49,7 +49,6 @@ impl Gateway {
             issuers: Vec::new(),
             otel: None,
             replicas: None,
-            log_began: None,
             clock: clock.clone(),
             tasks: Tasks::new(),
         };

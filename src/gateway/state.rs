@@ -37,8 +37,6 @@ const REFRESH_AHEAD_MAX: usize = 4;
 pub struct Engines {
     /// The audit log.
     pub log: Arc<AuditLog>,
-    /// When the oldest part of it that is left began.
-    pub log_began: Option<Timestamp>,
     /// First answers by idempotency key.
     pub idempotency: IdempotencyStore,
     /// The cache.
@@ -103,21 +101,9 @@ impl Gateway {
     /// Makes a gateway with `config` in force.
     #[must_use]
     pub fn new(config: Config, engines: Engines) -> Arc<Self> {
-        let Engines {
-            log,
-            log_began,
-            idempotency: answers,
-            cache,
-            quota,
-            upstream,
-            issuers,
-            otel,
-            replicas,
-            clock,
-            tasks,
-        } = engines;
-        let log_began = log_began.unwrap_or_else(|| clock.wall());
-        let shared_writes = replicas.as_ref().map(|replicas| WritesOfAll::start(replicas, log_began));
+        let Engines { log, idempotency: answers, cache, quota, upstream, issuers, otel, replicas, clock, tasks } =
+            engines;
+        let shared_writes = replicas.as_ref().map(WritesOfAll::start);
         issuers.iter().for_each(|issuer| issuer.follow(&tasks, &clock));
         let callers = Callers::new(clock.clone(), replicas.clone());
         callers.set_limits(&config.limits);

@@ -260,12 +260,11 @@ impl IdempotencyStore {
         Err(ClaimRefused::Unavailable)
     }
 
-    /// Records that the write in doubt with this key took effect, according to an operator or a look. The key is
-    /// known when this returns, and on disk then or at the latest with the settlement in the log.
-    pub async fn settle_done(&self, keyed: KeyedWrite) {
-        let row =
-            KeyRow { keyed, ended: WriteEnd { done: true, answer: None }, time_ms: self.handle.shared.time.now_ms() };
-        self.handle.shared.keys().add_end(row);
+    /// Records that the write in doubt with this key took effect, according to an operator, a look or the replica that sent it, which may
+    /// know its answer. The key is known when this returns, and on disk then or at the latest with the settlement in the log.
+    pub async fn settle_done(&self, keyed: KeyedWrite, answer: Option<FirstAnswer>) {
+        let ended = WriteEnd { done: true, answer };
+        self.handle.shared.keys().add_end(KeyRow { keyed, ended, time_ms: self.handle.shared.time.now_ms() });
         if self.handle.flush().await.is_err() {
             tracing::error!("a settled Idempotency-Key is not in answers.sqlite yet; until then the log knows it");
         }

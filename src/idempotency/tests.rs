@@ -229,10 +229,10 @@ async fn room_for_an_answer_is_taken_before_the_write_and_the_rest_given_back() 
 async fn a_settled_doubt_takes_its_key_or_frees_it_and_never_overwrites_an_answer() {
     let bed = Bed::new();
     let answers = bed.open(|_| {});
-    answers.settle_done(keyed("k", "write", "r-1")).await;
+    answers.settle_done(keyed("k", "write", "r-1"), None).await;
     assert_eq!(kept(&answers, "k").await, Some(None));
     keep(&answers, "l", "given").await;
-    answers.settle_done(keyed("l", "write", "l")).await;
+    answers.settle_done(keyed("l", "write", "l"), None).await;
     assert_eq!(kept(&answers, "l").await, Some(Some("given".to_owned())));
     answers.settle_not_done(keyed("l", "write", "l").key, id("other")).await;
     assert_eq!(

@@ -7,7 +7,7 @@ use super::settle::{self, NotSettled, Settlement, shared_verdict};
 use crate::audit::{Doubt, Record};
 use crate::cache::Invalidation;
 use crate::gateway::Gateway;
-use crate::gateway::shared::{doubt_elsewhere, shared_doubt};
+use crate::gateway::shared::{doubt_elsewhere, shared_doubt, write_end};
 use crate::ids::RequestId;
 use crate::process_log::ALWAYS;
 use crate::replicas::writes::{KnownWrite, SharedState};
@@ -97,7 +97,9 @@ pub(super) async fn learn(gateway: &Arc<Gateway>) {
     shared.set_elsewhere(elsewhere.map(|doubt| doubt.intent).collect());
     for known in known.iter().filter(|known| known.has_ended()) {
         if let Some(doubt) = doubts.get(&known.write.id) {
-            let _again_in_the_next_round = settle::settle_as_told(gateway, doubt.intent, told(doubt, known)).await;
+            let verdict = told(doubt, known);
+            let _again_in_the_next_round =
+                settle::settle_as_told(gateway, doubt.intent, verdict, write_end(known)).await;
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::audit::{CannotRecord, Doubt, Kind, Peer, Record};
 use crate::cache::Invalidation;
 use crate::gateway::Gateway;
 use crate::gateway::shared::shared_doubt;
-use crate::idempotency::KeyedWrite;
+use crate::idempotency::{KeyedWrite, WriteEnd};
 use crate::ids::KeyId;
 use crate::process_log::ALWAYS;
 use crate::replicas::engine::EngineError;
@@ -48,13 +48,18 @@ pub enum NotSettled {
 /// finds nothing that was read before.
 pub async fn settle(gateway: &Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
     // In a task of its own: if the caller hangs up, a settlement that is queued for the disk must not be claimed again.
-    let task = gateway.tasks.spawn(claim_and_settle(gateway.clone(), intent, verdict, false));
+    let task = gateway.tasks.spawn(claim_and_settle(gateway.clone(), intent, verdict, None));
     task.await.unwrap_or(Err(NotSettled::CannotRecord))
 }
 
-/// Records a verdict that counts for all replicas already.
-pub(super) async fn settle_as_told(gateway: &Arc<Gateway>, intent: u64, verdict: Settlement) -> Result<(), NotSettled> {
-    let task = gateway.tasks.spawn(claim_and_settle(gateway.clone(), intent, verdict, true));
+/// Records a verdict that counts for all replicas already, of a write that ended like this.
+pub(super) async fn settle_as_told(
+    gateway: &Arc<Gateway>,
+    intent: u64,
+    verdict: Settlement,
+    told: WriteEnd,
+) -> Result<(), NotSettled> {
+    let task = gateway.tasks.spawn(claim_and_settle(gateway.clone(), intent, verdict, Some(told)));
     task.await.unwrap_or(Err(NotSettled::CannotRecord))
 }
 
@@ -62,17 +67,17 @@ async fn claim_and_settle(
     gateway: Arc<Gateway>,
     intent: u64,
     verdict: Settlement,
-    counts: bool,
+    told: Option<WriteEnd>,
 ) -> Result<(), NotSettled> {
     let claim = gateway.log.doubts().claim(intent).ok_or(NotSettled::NoDoubt)?;
     let doubt = claim.doubt().clone();
-    if !counts {
+    if told.is_none() {
         Box::pin(decide(&gateway, &doubt, &verdict)).await?;
     }
     let keyed = keyed_write(&doubt);
     if let Some(keyed) = keyed.clone().filter(|_| verdict.done) {
         // Before the settlement, because after it the doubt no longer holds the key.
-        gateway.idempotency.settle_done(keyed).await;
+        gateway.idempotency.settle_done(keyed, told.and_then(|ended| ended.answer)).await;
     }
     let by = if verdict.operator.is_some() { "operator" } else { "look" };
     let record = Record {

@@ -11,7 +11,10 @@ create table if not exists mg.replica (
   name text primary key, incarnation uuid not null, joined timestamptz not null, left_at timestamptz);
 
 create table if not exists mg.write (
-  id uuid primary key, request text not null, replica text not null, incarnation uuid not null, caller text not null,
+  id uuid primary key, request text not null,
+  sender text not null,               -- the replica whose log has its intent
+  replica text not null,              -- the one that sends it or looks after it
+  incarnation uuid not null, caller text not null,
   operation text not null, organization bigint, path text not null, fingerprint bytea not null, key bytea, marks text,
   time timestamptz not null,
   state "char" not null default 'u',  -- u under way, d in doubt, e ended, n not sent (and nothing is left to remember)
@@ -21,6 +24,7 @@ create unique index if not exists write_key on mg.write (key) where key is not n
 create unique index if not exists write_request on mg.write (request) where state in ('u', 'd');
 create index if not exists write_doubt on mg.write (caller, fingerprint) where state = 'd';
 create index if not exists write_open on mg.write (replica) where state in ('u', 'd');
+create index if not exists write_adopted on mg.write (sender) where state = 'd' and replica <> sender;
 create index if not exists write_ended on mg.write (ended);
 
 create table if not exists mg.record (

@@ -327,8 +327,9 @@ impl SharedWrites {
         let e = EndColumns::of(writes.iter().map(|(_, end)| *end));
         let (name, incarnation) = (&**self.replicas.name(), self.replicas.incarnation());
         let parameters: Parameters<'_> = &[
-            &name, &incarnation, &c.ids, &c.requests, &c.callers, &c.operations, &c.organizations, &c.paths,
-            &c.fingerprints, &c.keys, &c.marks, &c.times, &e.states, &e.done, &e.statuses, &e.heads, &e.bodies,
+            &name, &incarnation, &c.ids, &c.requests, &c.senders, &c.callers, &c.operations, &c.organizations,
+            &c.paths, &c.fingerprints, &c.keys, &c.marks, &c.times, &e.states, &e.done, &e.statuses, &e.heads,
+            &e.bodies,
         ];
         let rows = self.replicas.engine().query(Line::Durable, &statements::RESTORE, parameters).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
@@ -352,7 +353,7 @@ impl SharedWrites {
         Ok(known.into_iter().next().map(|known| (known, false)))
     }
 
-    /// What the engine knows of these writes.
+    /// What the engine knows of these writes, with their answers.
     ///
     /// # Errors
     /// The engine does not answer.
@@ -360,7 +361,7 @@ impl SharedWrites {
         let mut found = Vec::new();
         for ids in ids.chunks(CHORE_MAX) {
             let rows = self.replicas.engine().query(Line::Quick, &statements::FIND, &[&ids]).await?;
-            found.extend(rows.iter().filter_map(KnownWrite::of));
+            found.extend(rows.iter().filter_map(KnownWrite::with_answer));
         }
         Ok(found)
     }
@@ -390,6 +391,16 @@ impl SharedWrites {
     pub async fn own_open(&self) -> Result<Vec<KnownWrite>, EngineError> {
         let rows =
             self.replicas.engine().query(Line::Quick, &statements::OWN_OPEN, &[&&**self.replicas.name()]).await?;
+        Ok(rows.iter().filter_map(KnownWrite::of).collect())
+    }
+
+    /// The oldest of the writes that this replica sent, that are in doubt, and that others look after.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub async fn adopted_elsewhere(&self) -> Result<Vec<KnownWrite>, EngineError> {
+        let parameters: Parameters<'_> = &[&&**self.replicas.name(), &LISTED_MAX];
+        let rows = self.replicas.engine().query(Line::Quick, &statements::ADOPTED_ELSEWHERE, parameters).await?;
         Ok(rows.iter().filter_map(KnownWrite::of).collect())
     }
 }

@@ -165,7 +165,7 @@ async fn the_key_of_a_write_in_doubt_is_held_until_it_is_settled_and_a_new_key_o
     let doubt = world.service.gateway().log.doubts().list().pop().unwrap();
     let (key, write) = (doubt.idempotency.unwrap(), doubt.fingerprint.unwrap());
     let second_key = KeyedWrite { key, write, request: doubt.request, caller: doubt.caller };
-    world.service.gateway().idempotency.settle_done(second_key).await;
+    world.service.gateway().idempotency.settle_done(second_key, None).await;
     settle(&world, &second, "not-done").await;
     let world = world.restart().await;
     assert!(keyed(&world, ALL, "k-1", "POST", LIST, one).await.refused(409, "MG165").text().contains(&first));

@@ -8,6 +8,7 @@ use makegate::sandbox::{Fault, FaultKind};
 use serde_json::Value;
 
 use crate::support::fleet::{Fleet, FleetPlan, Replica, wait};
+use crate::support::link::LinkState;
 use crate::support::postgres::{Postgres, Shutdown};
 use crate::support::{ALL, ORG, Plan, Reply, VARIABLES, until};
 
@@ -146,19 +147,60 @@ async fn who_comes_back_settles_its_write_by_its_own_outcome() {
     let write = a.send(ALL, "POST", VARIABLES, &headers, &body);
     let meanwhile = async {
         until(|| sent(&fleet) == 2).await;
-        a.engine.set(crate::support::link::LinkState::Hold);
+        a.engine.set(LinkState::Hold);
         wait("it is in doubt elsewhere", async || b.doubts().await.contains(&"slow".to_owned())).await;
         create(b, &["idempotency-key: k-slow"], "slow").await.refused(409, "MG164");
-        a.engine.set(crate::support::link::LinkState::Open);
+        a.engine.set(LinkState::Open);
     };
     let (_answered, ()) = tokio::join!(write, meanwhile);
     wait("it is settled by its own outcome", async || !settlements(b).is_empty()).await;
     let [settlement] = &settlements(b)[..] else { panic!() };
     assert_eq!(settlement["outcome"], "done");
-    let again = create_once_open(b, &["idempotency-key: k-slow"], "slow").await;
-    assert!(matches!(again.status, 200 | 409), "{again:?}");
-    assert_eq!(sent(&fleet), 2, "it was sent once");
+    let again = create_once_open(b, &["idempotency-key: k-slow"], "slow").await.expect(200);
+    assert_eq!((again.header("idempotent-replayed"), sent(&fleet)), (Some("true"), 2), "it was sent once");
     fleet.replicas.clear();
+}
+
+/// A write of the first replica that its log calls done, and the second one a doubt: the first one was killed before the engine had heard
+/// of the end.
+async fn killed_before_the_engine_heard_the_end(fleet: &mut Fleet, headers: &[&str], name: &str) {
+    create_once_open(&fleet.replicas[0], headers, name).await.expect(200);
+    fleet.replicas[0].kill();
+    let begun = "state = 'u', done = null, status = null, head = null, body = null, ended = null";
+    fleet.sql(&format!("update mg.write set {begun} where request = '{name}'"));
+    let b = &fleet.replicas[1];
+    wait("it is in doubt elsewhere", async || b.doubts().await.contains(&name.to_owned())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_killed_before_the_engine_heard_the_end_tells_it_later() {
+    if !Postgres::available() {
+        return;
+    }
+    let mut fleet = FleetPlan { plan: no_looks, replicas: 2, ..FleetPlan::default() }.start().await;
+    let key = ["idempotency-key: k-ended", "x-request-id: ended"];
+    killed_before_the_engine_heard_the_end(&mut fleet, &key, "ended").await;
+    fleet.replicas[0].start().await;
+    let b = &fleet.replicas[1];
+    wait("the other one hears how it ended", async || settlements(b).len() == 1).await;
+    let settlement = &settlements(b)[0];
+    let told = (&settlement["outcome"], &settlement["detail"]);
+    assert_eq!(told, (&"done".into(), &"replica-0 has recorded how it ended".into()));
+    let again = create_once_open(b, &key[..1], "ended").await.expect(200);
+    assert_eq!((again.header("idempotent-replayed"), sent(&fleet)), (Some("true"), 1));
+
+    // The engine forgets that write as well, and hears of it from the one that adopted it, after the one that sent it had its say.
+    killed_before_the_engine_heard_the_end(&mut fleet, &["x-request-id: forgotten"], "forgotten").await;
+    fleet.replicas[1].engine.set(LinkState::Hold);
+    fleet.sql("delete from mg.write where request = 'forgotten'");
+    fleet.engine.restart(Shutdown::Immediate);
+    fleet.replicas[0].start().await;
+    // What it answers without the quota, once it has told the engine all that it knows.
+    create_once_open(&fleet.replicas[0], &key[..1], "ended").await.expect(200);
+    assert_eq!(fleet.sql("select count(*) from mg.write where request = 'forgotten'"), "0");
+    fleet.heal();
+    wait("the other one hears how it ended", async || settlements(&fleet.replicas[1]).len() == 2).await;
+    assert_eq!(settlements(&fleet.replicas[1])[0]["outcome"], "done");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -111,7 +111,7 @@ pub struct CountedRefusals {
 pub struct AdoptedWrite {
     /// Its id over all replicas.
     pub id: Fingerprint,
-    /// The replica that it was under way at.
+    /// The replica that sent it.
     pub replica: Arc<str>,
     /// When its intent was recorded there.
     #[serde(serialize_with = "line::micros", deserialize_with = "line::read_micros")]

@@ -14,8 +14,6 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
-
 use crate::audit::open_writes::OpenWrites;
 use crate::audit::open_writes::doubts::Doubt;
 use crate::audit::proof::heads;
@@ -50,8 +48,6 @@ pub struct Recovered {
     pub clean: bool,
     /// Number of records ever in the log.
     pub records: u64,
-    /// When the oldest segment that is left began.
-    pub began: Option<Timestamp>,
 }
 
 /// Where the writer continues.
@@ -96,7 +92,6 @@ pub(crate) fn recover(dir: &Path) -> Result<(ResumePoint, Recovered), OpenError>
         missing: scan.missing,
         clean,
         records: scan.tree.size(),
-        began: segments.first().and_then(|first| readable_opening(dir, *first)).map(|opening| opening.time),
     };
     let resume = segments.last().copied().zip(scan.opening.filter(|_| clean));
     let (leaves, root_at_head) = (scan.leaves, scan.root_at_head);

@@ -5,7 +5,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::shared::{shared_doubt, shared_end, uuid_of};
 use super::writes_of_all::WritesOfAll;
@@ -49,7 +51,7 @@ impl Gateway {
     /// Keeps the writes of all replicas whole for as long as there are requests. Without other replicas there is nothing to do.
     pub async fn keep_shared_writes(self: Arc<Self>) {
         let Some(shared) = &self.shared_writes else { return };
-        let mut told = None;
+        let mut told = ToldEpoch::default();
         let mut expired = None;
         loop {
             let epoch = *shared.writes.replicas().epoch().borrow();
@@ -83,6 +85,15 @@ impl Gateway {
     }
 }
 
+/// What the engine was told.
+#[derive(Debug, Default)]
+struct ToldEpoch {
+    /// The membership in which it was told everything.
+    epoch: Option<Epoch>,
+    /// Writes of this replica that others look after, and of which this log does not say how they ended.
+    unknown: HashSet<Uuid>,
+}
+
 /// One round of what is to be done in an epoch.
 pub(super) struct HealingRound<'g> {
     pub(super) log: &'g Arc<AuditLog>,
@@ -95,13 +106,14 @@ pub(super) struct HealingRound<'g> {
 }
 
 impl HealingRound<'_> {
-    /// `told`: the membership in which the engine was told everything.
-    async fn carry_out(&self, told: &mut Option<Epoch>) -> Result<(), Unfinished> {
+    async fn carry_out(&self, told: &mut ToldEpoch) -> Result<(), Unfinished> {
         let writes = &self.shared.writes;
-        if told.as_ref() != Some(self.epoch) {
-            self.reassert().await?;
-            *told = Some(*self.epoch);
+        if told.epoch.as_ref() != Some(self.epoch) {
+            told.unknown = self.reassert().await?;
+            told.epoch = Some(*self.epoch);
         }
+        // Another replica may add what it had adopted to an engine that lost it.
+        self.end_elsewhere(&mut told.unknown).await?;
         if !writes.is_open_in(self.epoch) && writes.may_open(self.epoch).await? {
             writes.open(self.epoch);
             tracing::info!(epoch = %self.epoch.id, "writes may go on: all that was open before is known");
@@ -120,8 +132,8 @@ impl HealingRound<'_> {
     }
 
     /// Tells the engine what it may lack: turns, open writes, ended writes with keys. What it has in an earlier state than this log is
-    /// corrected.
-    pub(super) async fn reassert(&self) -> Result<(), Unfinished> {
+    /// corrected. Returns what [`Self::end_elsewhere`] does not know.
+    pub(super) async fn reassert(&self) -> Result<HashSet<Uuid>, Unfinished> {
         let writes = &self.shared.writes;
         self.shared.turns.put_back(self.epoch).await?;
         let under_way = writes.all_under_way().into_iter().map(|write| {
@@ -141,8 +153,37 @@ impl HealingRound<'_> {
             );
         }
         self.correct().await?;
+        let mut unknown = HashSet::new();
+        self.end_elsewhere(&mut unknown).await?;
         writes.say_reasserted(self.epoch).await?;
+        Ok(unknown)
+    }
+
+    /// Ends writes that this replica sent and others look after, where this log says how they ended: it was killed, or given up, before
+    /// the engine had heard of that. `unknown`: those of which the log does not say it.
+    async fn end_elsewhere(&self, unknown: &mut HashSet<Uuid>) -> Result<(), Unfinished> {
+        let mut open = self.shared.writes.adopted_elsewhere().await?;
+        unknown.retain(|id| open.iter().any(|known| known.write.id == *id));
+        open.retain(|known| !unknown.contains(&known.write.id) && !self.shared.writes.is_under_way(known.write.id));
+        if open.is_empty() {
+            return Ok(());
+        }
+        let doubts = self.doubt_ids();
+        let mut told = Vec::new();
+        for known in open.into_iter().filter(|known| !doubts.contains(&known.write.id)) {
+            match self.end_here(&known).await? {
+                Some(end) => told.push(self.shared.writes.end(Arc::new(known.write), end)),
+                None => {
+                    unknown.insert(known.write.id);
+                }
+            }
+        }
+        join_all(told).await;
         Ok(())
+    }
+
+    fn doubt_ids(&self) -> HashSet<Uuid> {
+        self.doubts().into_iter().map(|(_, write)| write.id).collect()
     }
 
     /// Ends or takes up writes that the engine has as open ones of this replica, and that are not open here.
@@ -151,7 +192,7 @@ impl HealingRound<'_> {
         if open.is_empty() {
             return Ok(());
         }
-        let doubts: HashSet<_> = self.doubts().into_iter().map(|(_, write)| write.id).collect();
+        let doubts = self.doubt_ids();
         for known in open {
             let id = known.write.id;
             let is_open = || doubts.contains(&id) || self.shared.writes.is_under_way(id);
@@ -187,12 +228,8 @@ impl HealingRound<'_> {
         Ok(match end_in_log(self.log, write).await? {
             Some(Outcome::Done) => Some(shared_end(true, None)),
             Some(Outcome::Rejected | Outcome::NotSent) => Some(SharedEnd::NOT_SENT),
-            Some(Outcome::InDoubt) => None,
-            // This log was there then and never had the intent, so nothing was sent.
-            None if known.state == SharedState::UnderWay && self.shared.log_began < write.time => {
-                Some(SharedEnd::NOT_SENT)
-            }
-            None => None,
+            // That the log does not have the intent proves nothing: it may be an old copy, put where the newer one was lost.
+            Some(Outcome::InDoubt) | None => None,
         })
     }
 
@@ -241,13 +278,13 @@ impl HealingRound<'_> {
 
 /// Records the event that stands for the intent of a write of another replica.
 async fn record_adoption(log: &AuditLog, lost: &LostWrite, now: Timestamp) -> Result<u64, CannotRecord> {
-    let SharedWrite { id, request, caller, operation, organization, path, fingerprint, key, marks, time } =
+    let SharedWrite { id, request, sender, caller, operation, organization, path, fingerprint, key, marks, time } =
         &lost.known.write;
     let detail =
         format!("{} is gone, or has lost its log: this replica looks after its write, which is in doubt", lost.owner);
     let marks = marks.as_ref().and_then(|marks| serde_json::from_str::<FieldHashes>(marks).ok());
-    let adopted =
-        AdoptedWrite { id: Fingerprint::from_bytes(id.into_bytes()), replica: lost.owner.clone(), time: *time };
+    let replica = sender.clone().unwrap_or_else(|| lost.owner.clone());
+    let adopted = AdoptedWrite { id: Fingerprint::from_bytes(id.into_bytes()), replica, time: *time };
     let record = Record {
         request: Some(*request),
         caller: Some(caller.clone().into()),
@@ -300,6 +337,7 @@ async fn restore_keys(shared: &WritesOfAll, log: &AuditLog, answers: &Idempotenc
             let row = SharedWrite {
                 id,
                 request: *request,
+                sender: None,
                 caller: caller.clone(),
                 operation: "".into(),
                 organization: None,

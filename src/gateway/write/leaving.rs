@@ -35,7 +35,7 @@ pub async fn leave_writes(
     answers: &IdempotencyStore,
     clock: &Clock,
 ) -> Result<LeftWrites, Unfinished> {
-    let shared = WritesOfAll::start(replicas, clock.wall());
+    let shared = WritesOfAll::start(replicas);
     let epoch = loop {
         let known = *replicas.epoch().borrow();
         match known {

@@ -32,6 +32,7 @@ pub(crate) fn shared_doubt(log: &AuditLog, doubt: &Doubt) -> SharedWrite {
     SharedWrite {
         id: uuid_of(log.doubt_id(doubt)),
         request: doubt.request,
+        sender: doubt.adopted.as_ref().map(|adopted| adopted.replica.clone()),
         caller: doubt.caller.clone(),
         operation: doubt.operation.clone(),
         organization: doubt.organization,
@@ -45,7 +46,7 @@ pub(crate) fn shared_doubt(log: &AuditLog, doubt: &Doubt) -> SharedWrite {
 
 /// A write in doubt of another replica, as this log would know it.
 pub(crate) fn doubt_elsewhere(known: &KnownWrite) -> Doubt {
-    let SharedWrite { id, request, caller, operation, organization, path, fingerprint, key, marks, time } =
+    let SharedWrite { id, request, caller, operation, organization, path, fingerprint, key, marks, time, .. } =
         &known.write;
     let id = Fingerprint::from_bytes(id.into_bytes());
     Doubt {
@@ -78,6 +79,7 @@ fn shared_intent(
     SharedWrite {
         id: uuid_of(gateway.log.write_id(&request.id, time, Some(write))),
         request: request.id,
+        sender: None,
         caller: request.caller().clone(),
         operation: request.row.id.clone(),
         organization: request.organization,

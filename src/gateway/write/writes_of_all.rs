@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::gateway::refusal::{EngineShortage, Refusal};
@@ -19,15 +18,13 @@ pub(crate) struct WritesOfAll {
     elsewhere: Mutex<HashSet<u64>>,
     /// The writes whose adoption is on its way to the log's disk.
     adopting: Mutex<HashSet<Uuid>>,
-    /// When the oldest part of this log began, before which it knows nothing.
-    pub(super) log_began: Timestamp,
 }
 
 impl WritesOfAll {
-    pub(crate) fn start(replicas: &Arc<Replicas>, log_began: Timestamp) -> Self {
+    pub(crate) fn start(replicas: &Arc<Replicas>) -> Self {
         let writes = SharedWrites::start(replicas.clone(), replicas.tasks());
         let turns = SharedTurns::start(writes.clone(), replicas.tasks());
-        Self { turns, writes, elsewhere: Mutex::default(), adopting: Mutex::default(), log_began }
+        Self { turns, writes, elsewhere: Mutex::default(), adopting: Mutex::default() }
     }
 
     fn elsewhere(&self) -> MutexGuard<'_, HashSet<u64>> {

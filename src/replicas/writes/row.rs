@@ -16,6 +16,8 @@ pub struct SharedWrite {
     pub id: Uuid,
     /// Its request.
     pub request: RequestId,
+    /// The replica that sent it, whose log has its intent; `None`: this one.
+    pub sender: Option<Arc<str>>,
     /// The caller's name.
     pub caller: Arc<str>,
     /// The operation's id; empty where only the key is known.
@@ -134,7 +136,7 @@ impl KnownWrite {
 /// The columns that [`KnownWrite::of`] reads, answer aside.
 macro_rules! known_columns {
     () => {
-        "w.id, w.request, w.caller, w.operation, w.organization, w.path, w.fingerprint, w.key, w.marks, \
+        "w.id, w.request, w.sender, w.caller, w.operation, w.organization, w.path, w.fingerprint, w.key, w.marks, \
          (extract(epoch from w.time) * 1000000)::bigint as time_us, w.replica, \
          w.state::text as state, w.done, w.settled_at, w.settled_by, w.note, w.upstream_status"
     };
@@ -151,6 +153,7 @@ impl KnownWrite {
         let write = SharedWrite {
             id: row.try_get("id").ok()?,
             request: RequestId::parse(row.try_get::<_, &str>("request").ok()?.as_bytes())?,
+            sender: Some(row.try_get::<_, &str>("sender").ok()?.into()),
             caller: row.try_get::<_, &str>("caller").ok()?.into(),
             operation: row.try_get::<_, &str>("operation").ok()?.into(),
             organization: row.try_get::<_, Option<i64>>("organization").ok()?.and_then(|id| id.try_into().ok()),
@@ -200,6 +203,7 @@ impl KnownWrite {
 pub(super) struct WriteColumns<'w> {
     pub(super) ids: Vec<Uuid>,
     pub(super) requests: Vec<&'w str>,
+    pub(super) senders: Vec<Option<&'w str>>,
     pub(super) callers: Vec<&'w str>,
     pub(super) operations: Vec<&'w str>,
     pub(super) organizations: Vec<Option<i64>>,
@@ -217,6 +221,7 @@ impl<'w> WriteColumns<'w> {
         for write in writes {
             columns.ids.push(write.id);
             columns.requests.push(write.request.as_str());
+            columns.senders.push(write.sender.as_deref());
             columns.callers.push(&write.caller);
             columns.operations.push(&write.operation);
             columns.organizations.push(write.organization.and_then(|id| id.try_into().ok()));

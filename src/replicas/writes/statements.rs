@@ -29,8 +29,8 @@ pub(super) static EARLIER: Statement = Statement::new(
 /// The intents of a batch. Those that come back stand; the epoch and the membership are checked in the same statement, so that no write
 /// goes on beside what a new epoch does not know yet, or after this replica was given up.
 pub(super) static INTEND: Statement = Statement::new(
-    "insert into mg.write (replica, incarnation, id, request, caller, operation, organization, path, fingerprint, key, marks, time) \
-     select $1, $2, x.id, x.request, x.caller, x.operation, x.organization, x.path, x.fingerprint, x.key, x.marks, \
+    "insert into mg.write (sender, replica, incarnation, id, request, caller, operation, organization, path, fingerprint, key, marks, time) \
+     select $1, $1, $2, x.id, x.request, x.caller, x.operation, x.organization, x.path, x.fingerprint, x.key, x.marks, \
        timestamptz 'epoch' + x.time_us * interval '1 microsecond' from unnest($4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
        as x(id, request, caller, operation, organization, path, fingerprint, key, marks, time_us) \
      where exists (select from mg.epoch e where e.id = $3) \
@@ -57,17 +57,18 @@ pub(super) static INTEND: Statement = Statement::new(
 
 /// Rows that the engine lacks, with their ends.
 pub(super) static RESTORE: Statement = Statement::new(
-    "insert into mg.write (replica, incarnation, id, request, caller, operation, organization, path, fingerprint, key, marks, time, \
+    "insert into mg.write (sender, replica, incarnation, id, request, caller, operation, organization, path, fingerprint, key, marks, time, \
        state, done, status, head, body, ended) \
-     select $1, $2, x.id, x.request, x.caller, x.operation, x.organization, x.path, x.fingerprint, x.key, x.marks, \
+     select coalesce(x.sender, $1), $1, $2, x.id, x.request, x.caller, x.operation, x.organization, x.path, x.fingerprint, x.key, x.marks, \
        timestamptz 'epoch' + x.time_us * interval '1 microsecond', x.state::\"char\", x.done, x.status, x.head, x.body, case when x.state in ('e', 'n') then clock_timestamp() end \
-     from unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
-       as x(id, request, caller, operation, organization, path, fingerprint, key, marks, time_us, state, done, status, head, body) \
+     from unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) \
+       as x(id, request, sender, caller, operation, organization, path, fingerprint, key, marks, time_us, state, done, status, head, body) \
      on conflict do nothing returning id",
     &[
         T,
         Type::UUID,
         Type::UUID_ARRAY,
+        Type::TEXT_ARRAY,
         Type::TEXT_ARRAY,
         Type::TEXT_ARRAY,
         Type::TEXT_ARRAY,
@@ -106,8 +107,10 @@ pub(super) static SETTLE: Statement = Statement::new(
     &[Type::UUID, Type::BOOL, T, T, T, Type::INT4],
 );
 
-pub(super) static FIND: Statement =
-    Statement::new(concat!("select ", known_columns!(), " from mg.write w where w.id = any($1)"), &[Type::UUID_ARRAY]);
+pub(super) static FIND: Statement = Statement::new(
+    concat!("select w.status, w.head, w.body, ", known_columns!(), " from mg.write w where w.id = any($1)"),
+    &[Type::UUID_ARRAY],
+);
 
 pub(super) static DOUBTS: Statement = Statement::new(
     concat!("select ", known_columns!(), " from mg.write w where w.state = 'd' order by w.time, w.id limit $1"),
@@ -126,6 +129,16 @@ pub(super) static DOUBT_OF: Statement = Statement::new(
 pub(super) static OWN_OPEN: Statement = Statement::new(
     concat!("select ", known_columns!(), " from mg.write w where w.replica = $1 and w.state in ('u', 'd')"),
     &[T],
+);
+
+/// Writes of this replica that others look after.
+pub(super) static ADOPTED_ELSEWHERE: Statement = Statement::new(
+    concat!(
+        "select ",
+        known_columns!(),
+        " from mg.write w where w.sender = $1 and w.replica <> w.sender and w.state = 'd' order by w.time limit $2"
+    ),
+    &[T, Type::INT8],
 );
 
 /// Open writes of replicas that are gone become doubts of this one. Others that adopt at the same time skip them.

@@ -221,3 +221,22 @@ fn an_end_that_is_told_twice_counts_once_and_one_that_nobody_tells_counts_as_lon
     assert!(queue.end_lent(START + 110_000, START + 110_000, &grants[1]));
     assert_eq!(queue.used(), 1);
 }
+
+#[test]
+fn a_slot_whose_attempt_was_never_sent_comes_back_once() {
+    let mut state = SharedState::new(20, LimitSource::Learned);
+    let mut grants = Vec::new();
+    for n in 0..3 {
+        happen(&mut state, START - 30 + 10 * n, Happening::Ask(1, 0), &mut grants);
+    }
+    let spent = |state: &SharedState| state.queue.spenders().map(|(_, spent, _)| spent).sum::<u64>();
+    assert!(state.queue.unsend_lent(START + 100, &grants[0]));
+    assert_eq!((state.queue.used(), spent(&state)), (2, 2));
+    assert!(!state.queue.unsend_lent(START + 200, &grants[0]), "it is back already");
+    assert_eq!((state.queue.used(), spent(&state)), (2, 2));
+    // Nobody said so in time, and another attempt has gone out since.
+    state.queue.expire(START + 100_000);
+    happen(&mut state, START + 100_000, Happening::Ask(1, 0), &mut grants);
+    assert!(!state.queue.unsend_lent(START + 100_100, &grants[1]));
+    assert_eq!((state.queue.used(), spent(&state)), (1, 1));
+}

@@ -14,7 +14,6 @@ use uuid::Uuid;
 
 use super::engine::{Engine, EngineError, EngineTransaction, Line, Parameters, Statement};
 use super::{Epoch, Replicas};
-use crate::clock::Clock;
 
 /// A step of the engine's clock smaller than this is not one: the second that a slot is held beyond the upstream's minute covers it.
 const STEP_MS: u64 = 500;
@@ -126,22 +125,13 @@ pub trait QuotaCells: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct EngineCells {
     replicas: Arc<Replicas>,
-    boot: Clock,
-    clock: EngineClock,
 }
 
 impl EngineCells {
     /// The cells in the engine of these replicas.
     #[must_use]
-    pub fn new(replicas: Arc<Replicas>, boot: Clock) -> Self {
-        Self { replicas, boot, clock: EngineClock::default() }
-    }
-
-    /// Compares the engine's clock, as a statement told it that was sent `before`.
-    fn observe(&self, before: Duration, told_ms: i64) {
-        if let Some(by_ms) = self.clock.observe(before, self.boot.boot(), engine_ms(told_ms)) {
-            self.replicas.note_clock_step(by_ms);
-        }
+    pub const fn new(replicas: Arc<Replicas>) -> Self {
+        Self { replicas }
     }
 
     fn engine(&self) -> &Engine {
@@ -152,10 +142,10 @@ impl EngineCells {
     fn reply(&self, before: Duration, rows: &[Row], epoch: Uuid) -> Result<CellReply, CellError> {
         let Some(row) = rows.first() else { return Ok(CellReply::Content(CellContent::default())) };
         let (id, put): (Option<Uuid>, Option<i64>) = (row.get(0), row.get(1));
-        self.observe(before, row.get(4));
         if id != Some(epoch) {
             return Err(CellError::AnotherEpoch);
         }
+        self.replicas.observe_engine_clock(before, row.get(4));
         let (version, state): (Option<i64>, Option<Vec<u8>>) = (row.get(2), row.get(3));
         let content = CellContent { version: version.unwrap_or(0), state: state.unwrap_or_default() };
         Ok(put.map_or(CellReply::Content(content), CellReply::Swapped))
@@ -167,7 +157,7 @@ impl EngineCells {
         parameters: Parameters<'_>,
         epoch: Uuid,
     ) -> Result<CellReply, CellError> {
-        let before = self.boot.boot();
+        let before = self.replicas.clock.boot();
         let rows = self.engine().query(Line::Quick, statement, parameters).await?;
         self.reply(before, &rows, epoch)
     }
@@ -179,17 +169,17 @@ impl EngineCells {
         id: &str,
         change: &mut CellChange<'_>,
     ) -> Result<Result<CellReply, CellError>, EngineError> {
-        let before = self.boot.boot();
+        let before = self.replicas.clock.boot();
         let rows = transaction.query(&LOCK, &[&id]).await?;
         let content = match self.reply(before, &rows, epoch) {
             Ok(CellReply::Content(content)) if content.version > 0 => content,
             other => return Ok(other),
         };
         let Some(state) = change(&content) else { return Ok(Ok(CellReply::Content(content))) };
-        let before = self.boot.boot();
+        let before = self.replicas.clock.boot();
         let rows = transaction.query(&PUT, &[&id, &state]).await?;
         let Some(row) = rows.first() else { return Ok(Ok(CellReply::Content(CellContent::default()))) };
-        self.observe(before, row.get(1));
+        self.replicas.observe_engine_clock(before, row.get(1));
         Ok(Ok(CellReply::Swapped(row.get(0))))
     }
 }
@@ -256,12 +246,19 @@ impl QuotaCells for EngineCells {
     }
 
     fn clock(&self) -> &EngineClock {
-        &self.clock
+        &self.replicas.engine_clock
     }
 }
 
-fn engine_ms(told: i64) -> u64 {
-    u64::try_from(told).unwrap_or(0)
+impl Replicas {
+    /// Compares the engine's clock, as a statement of this epoch told it that was sent `before`. Each beat does so, too: a replica that
+    /// asks for nothing else must know what the clock showed before it was set.
+    pub(super) fn observe_engine_clock(&self, before: Duration, told_ms: i64) {
+        let told_ms = u64::try_from(told_ms).unwrap_or(0);
+        if let Some(by_ms) = self.engine_clock.observe(before, self.clock.boot(), told_ms) {
+            self.note_clock_step(by_ms);
+        }
+    }
 }
 
 /// What the engine's clock shows, as far as its replies tell.

@@ -25,7 +25,8 @@ pub(super) fn watch_time(lease: Duration) -> Duration {
 }
 
 static BEAT: Statement = Statement::new(
-    "select epoch, verdict, head, seq, tags, doubt_ms, raised_by from mg.beat($1, $2, $3, $4, $5, $6, $7, $8)",
+    "select epoch, verdict, head, (extract(epoch from clock_timestamp()) * 1000)::bigint, seq, tags, doubt_ms, raised_by \
+     from mg.beat($1, $2, $3, $4, $5, $6, $7, $8)",
     &[Type::TEXT, Type::UUID, Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::TEXT, Type::TEXT],
 );
 static OTHERS: Statement =
@@ -153,7 +154,7 @@ impl BeatSender {
                 ],
             )
             .await?;
-        let Some((id, verdict, head)) = rows.first().and_then(answer) else {
+        let Some((id, verdict, head, now_ms)) = rows.first().and_then(answer) else {
             return Err(EngineError::Unclear("a beat brought no answer".into()));
         };
         match verdict {
@@ -175,7 +176,7 @@ impl BeatSender {
                 replicas.extend_lease(sent);
             }
             Verdict::Member | Verdict::Gone => {
-                let mut missed = rows.iter().filter_map(|row| OrderedFence::of_row(row, 3));
+                let mut missed = rows.iter().filter_map(|row| OrderedFence::of_row(row, 4));
                 let has_gap = missed.any(|fence| replicas.fences.take(id, &fence) == Taken::Early);
                 if has_gap || replicas.fences.upto() < head {
                     return Err(EngineError::Unclear("a beat left fences out".into()));
@@ -185,6 +186,7 @@ impl BeatSender {
                 }
             }
         }
+        replicas.observe_engine_clock(sent, now_ms);
         replicas.note_trouble(None);
         self.look_at_others().await?;
         Ok(verdict == Verdict::Gone)
@@ -243,9 +245,10 @@ impl BeatSender {
     }
 }
 
-fn answer(row: &Row) -> Option<(Uuid, Verdict, i64)> {
+/// Epoch, verdict, the newest fence, and the engine's time in milliseconds since 1970.
+fn answer(row: &Row) -> Option<(Uuid, Verdict, i64, i64)> {
     let (id, verdict): (Uuid, &str) = (row.get(0), row.get(1));
-    Some((id, Verdict::of(verdict)?, row.get(2)))
+    Some((id, Verdict::of(verdict)?, row.get(2), row.get(3)))
 }
 
 /// Tells the others that this replica ends, so that nobody waits for it.

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
+use self::cells::EngineClock;
 use self::changes::ReplicaChanges;
 use self::engine::Engine;
 use self::fences::{AckPolls, AppliedFences, FenceTarget};
@@ -100,6 +101,7 @@ pub struct Replicas {
     key: [u8; 32],
     clock: Clock,
     engine: Arc<Engine>,
+    engine_clock: EngineClock,
     lease: Lease,
     epoch: watch::Sender<Option<Epoch>>,
     fences: AppliedFences,
@@ -134,6 +136,7 @@ impl Replicas {
             incarnation,
             key,
             engine,
+            engine_clock: EngineClock::default(),
             lease: Lease::new(clock.clone()),
             changes: ReplicaChanges::new(clock.now()),
             board: RosterBoard::default(),
@@ -272,6 +275,8 @@ impl Replicas {
         tracing::info!(epoch = %epoch.id, replica = &*self.name, "this replica has joined the others");
         let before = self.epoch.send_replace(Some(epoch));
         if before.is_some_and(|before| before.id != epoch.id) {
+            // Another engine may have another clock.
+            self.engine_clock.forget();
             self.changes.note(ReplicaChange::NewEpoch(epoch.id));
         }
     }

@@ -58,14 +58,14 @@ pub(super) fn open_quota(
     replicas: Option<&Arc<Replicas>>,
     tasks: &Tasks,
 ) -> Result<Quota, StartError> {
-    let shared = replicas.map(|replicas| shared_quota(config, replicas, clock, tasks));
+    let shared = replicas.map(|replicas| shared_quota(config, replicas, tasks));
     let past = Some((&*config.audit.dir, has_run));
     Quota::open(quota_settings(config), past, clock.clone(), shared.as_ref()).map_err(StartError::failed)
 }
 
-fn shared_quota(config: &Config, replicas: &Arc<Replicas>, clock: &Clock, tasks: &Tasks) -> SharedQuota {
+fn shared_quota(config: &Config, replicas: &Arc<Replicas>, tasks: &Tasks) -> SharedQuota {
     SharedQuota {
-        cells: Arc::new(EngineCells::new(replicas.clone(), clock.clone())),
+        cells: Arc::new(EngineCells::new(replicas.clone())),
         incarnation: replicas.incarnation(),
         attempt_max: config.upstream.attempt.max(config.upstream.write_attempt),
         reserve_percent: replicas.config().reserve_percent,

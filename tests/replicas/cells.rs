@@ -32,7 +32,7 @@ impl Holder {
         let tasks = Tasks::new();
         let settings = settings(&engine.url(DATABASE), name, Duration::from_secs(5), ShippedRecords::None);
         let replicas = Replicas::start(settings, "0", clock.clone(), &tasks).unwrap();
-        let cells = Arc::new(EngineCells::new(replicas.clone(), clock.clone()));
+        let cells = Arc::new(EngineCells::new(replicas.clone()));
         let holder = Self { replicas, cells, tasks };
         wait("it joins", async || holder.cells.epoch().borrow().is_some()).await;
         holder

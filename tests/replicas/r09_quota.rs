@@ -5,7 +5,7 @@ use makegate::clock::Clock;
 use makegate::sandbox::{MinuteWindow, SandboxSettings};
 
 use crate::history::over_quota;
-use crate::support::fleet::{Fleet, FleetPlan, wait};
+use crate::support::fleet::{Fleet, FleetPlan, Replica, wait};
 use crate::support::postgres::{Postgres, Shutdown};
 use crate::support::{ALL, ORG, OTHER, Plan, READER, TOO};
 
@@ -25,8 +25,8 @@ fn tight() -> FleetPlan {
 }
 
 /// Asks each replica that runs so often, at once; how many were answered by Make.
-async fn hammer(fleet: &Fleet, target: &str, times: usize) -> usize {
-    let running = fleet.replicas.iter().filter(|replica| replica.runs());
+async fn hammer(replicas: &[Replica], target: &str, times: usize) -> usize {
+    let running = replicas.iter().filter(|replica| replica.runs());
     let all = running.flat_map(|replica| {
         (0..times).map(move |number| {
             let key = [ALL, TOO, READER][number % 3];
@@ -56,13 +56,13 @@ async fn all_replicas_share_one_quota_and_can_use_all_of_it() {
     let fleet = tight().start().await;
     // All who may call do, so nothing is kept for a newcomer: all but what the division leaves is used at once.
     wait("the quota is used", async || {
-        hammer(&fleet, ORG, 9).await;
+        hammer(&fleet.replicas, ORG, 9).await;
         check(&fleet);
         fleet.sandbox.received_of("GET", ORG).len() >= LIMIT - 2
     })
     .await;
     // Another organization has its own.
-    assert!(hammer(&fleet, OTHER, 3).await > 0);
+    assert!(hammer(&fleet.replicas, OTHER, 3).await > 0);
     check(&fleet);
 }
 
@@ -72,24 +72,24 @@ async fn no_crash_forgets_a_slot() {
         return;
     }
     let mut fleet = tight().start().await;
-    assert!(hammer(&fleet, ORG, 4).await > 0);
+    assert!(hammer(&fleet.replicas, ORG, 4).await > 0);
     fleet.engine.kill_backend();
-    hammer(&fleet, ORG, 4).await;
+    hammer(&fleet.replicas, ORG, 4).await;
     check(&fleet);
     fleet.settled().await;
-    hammer(&fleet, ORG, 4).await;
+    hammer(&fleet.replicas, ORG, 4).await;
     check(&fleet);
     // A replica that dies takes what it has sent with it, and what it comes back with is in its journal.
     fleet.replicas[0].kill();
-    hammer(&fleet, ORG, 8).await;
+    hammer(&fleet.replicas, ORG, 8).await;
     check(&fleet);
     fleet.engine.restart(Shutdown::Immediate);
-    hammer(&fleet, ORG, 8).await;
+    hammer(&fleet.replicas, ORG, 8).await;
     check(&fleet);
     fleet.replicas[0].start().await;
     fleet.settled().await;
     for _ in 0..3 {
-        hammer(&fleet, ORG, 8).await;
+        hammer(&fleet.replicas, ORG, 8).await;
         check(&fleet);
     }
     // All at once.
@@ -101,7 +101,7 @@ async fn no_crash_forgets_a_slot() {
         replica.start().await;
     }
     fleet.settled().await;
-    hammer(&fleet, ORG, 8).await;
+    hammer(&fleet.replicas, ORG, 8).await;
     check(&fleet);
 }
 
@@ -114,9 +114,31 @@ async fn a_step_of_the_engines_clock_brings_no_slot_back() {
     for seconds in [0, 300, -300, 70, 0] {
         fleet.engine.step_clock(seconds);
         for _ in 0..2 {
-            hammer(&fleet, ORG, 4).await;
+            hammer(&fleet.replicas, ORG, 4).await;
             check(&fleet);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_only_idle_replicas_could_notice_brings_no_slot_back() {
+    if !Postgres::available() || !Postgres::clock_available() {
+        return;
+    }
+    let mut fleet = FleetPlan { is_clocked: true, replicas: 2, ..tight() }.start().await;
+    wait("the quota is used", async || {
+        hammer(&fleet.replicas, ORG, 9).await;
+        fleet.sandbox.received_of("GET", ORG).len() >= LIMIT - 2
+    })
+    .await;
+    // One that has asked for nothing yet, and knows the engine's clock from its beats alone.
+    assert_eq!(fleet.replicas[1].end(), Some(0));
+    fleet.replicas[1].start().await;
+    fleet.settled().await;
+    fleet.engine.step_clock(300);
+    for running in [&fleet.replicas[1..], &fleet.replicas] {
+        hammer(running, ORG, LIMIT).await;
+        check(&fleet);
     }
 }
 

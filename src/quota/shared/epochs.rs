@@ -60,9 +60,6 @@ impl QuotaGroup {
             let seen = u64::try_from(epoch.seen.as_millis()).unwrap_or(u64::MAX);
             let opens_by = seen.saturating_add(self.terms.lend_ms());
             self.gate.send_replace(EpochGate { epoch: Some(epoch.id), is_open: false, opens_by });
-            if now.epoch.is_some() {
-                self.cells.clock().forget();
-            }
         } else if now.is_open {
             // The same state, but the other replicas must hear once more that it has everything.
             self.say_back(epoch.id).await;

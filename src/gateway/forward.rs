@@ -17,7 +17,6 @@ use crate::callers::SharedKind;
 use crate::catalogue::{Operation, RetryClass};
 use crate::ids::RequestId;
 use crate::quota::{BucketId, QuotaOutlook, QuotaRefused, Slot};
-use crate::replicas::Replicas;
 use crate::upstream::{
     AttemptError, BreakerOpen, BreakerPermit, BreakerReport, BreakerScope, ConnectionPermit, EndedAttempt, Ending,
     ProxyError, RetryDecision, Upstream, UpstreamAnswer, ambiguous, effect, retry_after,
@@ -38,6 +37,8 @@ pub(crate) struct ForwardPermit {
     /// Time spent waiting for the slot.
     waited: Duration,
     connection: Option<UpstreamPermit<ConnectionPermit>>,
+    /// Of a write, if there are other replicas: the term of the lease in which its turn and its intent are taken.
+    pub(crate) term: Option<u64>,
 }
 
 /// A permit, and the upstream that it is for: a reload may put another in force while a request waits.
@@ -48,7 +49,13 @@ struct UpstreamPermit<P> {
 
 impl ForwardPermit {
     fn new(breaker_permit: UpstreamPermit<BreakerPermit>, slot: Slot) -> Self {
-        Self { breaker_permit: Some(breaker_permit), waited: slot.waited(), slot: Some(slot), connection: None }
+        Self {
+            breaker_permit: Some(breaker_permit),
+            waited: slot.waited(),
+            slot: Some(slot),
+            connection: None,
+            term: None,
+        }
     }
 }
 
@@ -126,7 +133,7 @@ async fn ready_connection(
             None => acquire_connection(gateway, request).await?,
         };
         request.recheck_rights(gateway)?; // they may have changed during the wait
-        check_lease(gateway, request)?;
+        check_lease(gateway, request, permit.term)?;
         let is_its = |asked: &UpstreamPermit<_>| Arc::ptr_eq(&asked.upstream, &connection.upstream);
         if permit.breaker_permit.as_ref().is_some_and(is_its) {
             return Ok(connection);
@@ -136,12 +143,13 @@ async fn ready_connection(
     }
 }
 
-/// A write is not sent without a lease: this process may have been stopped for so long that another replica looks after the write, and
-/// will find that it had no effect.
-fn check_lease(gateway: &Gateway, request: &AuthorizedRequest) -> Result<(), Refusal> {
-    let has_ended = |replicas: &Arc<Replicas>| request.row.is_write() && !replicas.lease().holds();
+/// A write is sent in the term of the lease in which its turn and its intent were taken, and in no later one: where there was a gap,
+/// another replica may look after the write and find that it had no effect, or may have its turn.
+fn check_lease(gateway: &Gateway, request: &AuthorizedRequest, term: Option<u64>) -> Result<(), Refusal> {
     match &gateway.replicas {
-        Some(replicas) if has_ended(replicas) => Err(Refusal::NoEngine { why: EngineShortage::NoWrites }),
+        Some(replicas) if request.row.is_write() && (term.is_none() || replicas.lease().term() != term) => {
+            Err(Refusal::NoEngine { why: EngineShortage::NoWrites })
+        }
         Some(_) | None => Ok(()),
     }
 }

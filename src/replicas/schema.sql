@@ -68,8 +68,9 @@ create unlogged table if not exists mg.bucket (
 -- Not an identity: its sequence would be unlogged, too, and those of PostgreSQL 15 are broken on a promoted standby.
 create sequence if not exists mg.ticket;
 create unlogged table if not exists mg.turn (
-  path text, ticket bigint not null default nextval('mg.ticket'), held bool not null default false, replica text not null,
-  incarnation uuid not null, primary key (path, ticket));
+  path text, ticket bigint not null default nextval('mg.ticket'), held bool not null default false,
+  replica text not null, incarnation uuid not null, draw bigint not null, -- whose it is, and which of its draws
+  primary key (path, ticket));
 create unique index if not exists turn_held on mg.turn (path) where held;
 
 -- One beat of a replica: it lives, and has applied the fences up to `done`. Answers with those after that, or says that it

@@ -39,5 +39,6 @@ mod record_queries;
 mod records;
 mod rounds;
 mod shared_log;
+mod turns;
 mod upgrade;
 mod writes;

@@ -175,8 +175,8 @@ async fn a_write_of_a_replica_that_died_is_held_everywhere_and_sent_by_nobody() 
     }
 }
 
-/// A replica that has no lease may be one whose writes others look after: what waits there between its intent and its first byte is not
-/// sent any more.
+/// A replica that has no lease, or had none for a while, may be one whose writes others look after: what waits there between its intent
+/// and its first byte is not sent any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_waits_while_the_lease_ends_is_not_sent() {
     if !Postgres::available() {
@@ -184,23 +184,36 @@ async fn a_write_that_waits_while_the_lease_ends_is_not_sent() {
     }
     let plan = || Plan::default().set("upstream", "quota = \"100000/min\"\nconnections = 1");
     let fleet = FleetPlan { replicas: 2, plan, ..FleetPlan::default() }.start().await;
-    let alone = &fleet.replicas[0];
-    fleet.sandbox.fault(Fault::once("GET", OTHER, HELD));
-    let holder = alone.send(TOO, "GET", OTHER, &["cache-control: no-store"], "");
-    let write = async {
-        wait("the only connection is in use", async || !fleet.sandbox.received_of("GET", OTHER).is_empty()).await;
-        alone.send(ALL, "POST", VARIABLES, &[], &variable("late")).await.expect("an answer")
-    };
-    let mishap = async {
-        let is_it = |record: &serde_json::Value| record["kind"] == "intent" && record["fields"]["name"] == "late";
-        let has_intent = || alone.log().iter().any(is_it);
-        wait("its intent is on disk", async || has_intent()).await;
-        alone.engine.set(LinkState::Cut);
-        wait("the lease is over", async || !alone.has_lease().await).await;
-        fleet.sandbox.clear_faults();
-    };
-    let (_held, refused, ()) = tokio::join!(holder, write, mishap);
-    assert_eq!((refused.status, refused.code()), (503, "MG241".to_owned()), "{refused:?}");
-    assert_eq!(refused.header("makegate-outcome"), Some("not-sent"));
-    assert_eq!(fleet.sandbox.received_of("POST", VARIABLES).len(), 0);
+    let [alone, other] = &fleet.replicas[..] else { panic!() };
+    for (name, is_back) in [("late", false), ("later", true)] {
+        fleet.open().await;
+        fleet.sandbox.fault(Fault::once("GET", OTHER, HELD));
+        let before = fleet.sandbox.received_of("GET", OTHER).len();
+        let holder = alone.send(TOO, "GET", OTHER, &["cache-control: no-store"], "");
+        let write = async {
+            wait("the only connection is in use", async || fleet.sandbox.received_of("GET", OTHER).len() > before)
+                .await;
+            alone.send(ALL, "POST", VARIABLES, &[], &variable(name)).await.expect("an answer")
+        };
+        let mishap = async {
+            let is_it = |record: &serde_json::Value| record["kind"] == "intent" && record["fields"]["name"] == name;
+            let has_intent = || alone.log().iter().any(is_it);
+            wait("its intent is on disk", async || has_intent()).await;
+            alone.engine.set(LinkState::Cut);
+            wait("the lease is over", async || !alone.has_lease().await).await;
+            if is_back {
+                wait("it is in doubt elsewhere", async || !other.doubts().await.is_empty()).await;
+                fleet.heal();
+                wait("it has a lease again", async || alone.has_lease().await).await;
+            }
+            fleet.sandbox.clear_faults();
+        };
+        let (_held, refused, ()) = tokio::join!(holder, write, mishap);
+        assert_eq!((refused.status, refused.code()), (503, "MG241".to_owned()), "{refused:?}");
+        assert_eq!(refused.header("makegate-outcome"), Some("not-sent"));
+        assert_eq!(fleet.sandbox.received_of("POST", VARIABLES).len(), 0);
+        fleet.heal();
+        fleet.settled().await;
+        wait("nothing is in doubt", async || other.doubts().await.is_empty()).await;
+    }
 }

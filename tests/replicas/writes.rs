@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::fleet::{Fleet, FleetPlan, Replica, wait};
 use crate::support::link::LinkState;
 use crate::support::postgres::{Postgres, Shutdown};
-use crate::support::{ALL, ORG, Plan, Reply, VARIABLES, until};
+use crate::support::{ALL, Plan, Reply, VARIABLES, until};
 
 fn no_looks() -> Plan {
     Plan::default().set("upstream", "look = false")
@@ -232,25 +232,4 @@ async fn what_the_engine_forgot_it_learns_from_the_replicas() {
         fleet.engine.try_sql("makegate", ended).is_ok_and(|count| count == "1")
     })
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writes_to_one_path_go_one_at_a_time_whoever_sends_them() {
-    if !Postgres::available() {
-        return;
-    }
-    let fleet = FleetPlan { plan: no_looks, ..FleetPlan::default() }.start().await;
-    create_once_open(&fleet.replicas[0], &[], "warm").await.expect(200);
-    fleet.sandbox.fault(Fault::always("PATCH", ORG, FaultKind::Latency { ms: 150 }));
-    let patch = |n: usize| {
-        let replica = &fleet.replicas[n % 3];
-        async move { replica.send(ALL, "PATCH", ORG, &[], &format!(r#"{{"name": "name {n}"}}"#)).await.unwrap() }
-    };
-    let answers = join_all((0..9).map(patch)).await;
-    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
-    let mut times: Vec<_> = fleet.sandbox.received_of("PATCH", ORG).iter().map(|seen| seen.time_ms).collect();
-    times.sort_unstable();
-    assert_eq!(times.len(), 9);
-    assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= 140), "two at a time: {times:?}");
-    wait("no ticket is left", async || fleet.sql("select count(*) from mg.turn") == "0").await;
 }

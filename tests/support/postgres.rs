@@ -348,6 +348,22 @@ impl Postgres {
         }
     }
 
+    /// Stops the processes that serve this database's connections now. Further connections are served.
+    pub(crate) fn pause_backends(&mut self, database: &str) {
+        for pid in self.backends(database) {
+            kill_process(pid, Signal::STOP).unwrap();
+            self.paused.push(pid);
+        }
+    }
+
+    /// The processes that serve this database's connections.
+    pub(crate) fn backends(&self, database: &str) -> Vec<Pid> {
+        let text = format!(
+            "select pid from pg_stat_activity where datname = '{database}' and backend_type = 'client backend' order by pid"
+        );
+        self.sql("postgres", &text).lines().map(pid).collect()
+    }
+
     /// Ends a pause.
     pub(crate) fn resume(&mut self) {
         for pid in self.paused.drain(..) {
@@ -410,13 +426,24 @@ impl Postgres {
 
     /// A session that pins a snapshot of a database until it is dropped.
     pub(crate) fn pin_snapshot(&self, database: &str) -> Process {
+        self.transaction(database, "begin isolation level repeatable read; select pg_current_snapshot()")
+    }
+
+    /// A session in which these statements began a transaction. It goes on with what is written to its standard input, and is rolled back
+    /// when it is dropped.
+    pub(crate) fn transaction(&self, database: &str, statements: &str) -> Process {
         let mut session = Process::start(self.psql(database).stdin(Stdio::piped()).stdout(Stdio::null()));
-        let stdin = session.child().stdin.as_mut().unwrap();
-        stdin.write_all(b"begin isolation level repeatable read;\nselect pg_current_snapshot();\n").unwrap();
-        let pinned = "select count(*) from pg_stat_activity where state = 'idle in transaction'";
-        self.wait_for(pinned, "1");
+        say(&mut session, statements);
+        let begun = "select count(*) from pg_stat_activity where state = 'idle in transaction'";
+        self.wait_for(begun, "1");
         session
     }
+}
+
+/// Carries out statements in a session.
+pub(crate) fn say(session: &mut Process, statements: &str) {
+    let stdin = session.child().stdin.as_mut().unwrap();
+    stdin.write_all(format!("{statements};\n").as_bytes()).unwrap();
 }
 
 fn pid(text: &str) -> Pid {

@@ -61,12 +61,13 @@ pub(crate) async fn write(
             return Ok(reply);
         }
     };
+    let term = gateway.replicas.as_ref().and_then(|replicas| replicas.lease().term());
     let precondition = Precondition::of(headers)?;
     let order = async {
         // Creates are independent of each other; whatever else names a resource waits for the writes to it.
         if request.row.method != Method::POST || precondition.is_some() {
             let _waiting = request.step(WaitStep::Turn);
-            turns(gateway, &request).await.map(Some)
+            turns(gateway, &request, term).await.map(Some)
         } else {
             Ok(None)
         }
@@ -77,7 +78,8 @@ pub(crate) async fn write(
     }
     // Before the intent: a crash while queued must not leave an unsent write in doubt.
     let permit = forward_permit(gateway, &request).await;
-    let permit = permit.inspect_err(|_| recorder::fill_refused_facts(recorder.record(), &request.facts()))?;
+    let mut permit = permit.inspect_err(|_| recorder::fill_refused_facts(recorder.record(), &request.facts()))?;
+    permit.term = term;
     identity.refuse_if_in_doubt(gateway, &request)?; // an identical write may have ended in doubt meanwhile
     let fields = recorded::fields(&gateway.log, &request.row, &request.outgoing.body);
     recorder.record().fields = fields.map(Cow::Owned);
@@ -132,10 +134,13 @@ async fn find_earlier(
 }
 
 /// Waits for the write's turn at its path, first here, then over all replicas.
-async fn turns(gateway: &Gateway, request: &AuthorizedRequest) -> Result<HeldTurns, Refusal> {
+async fn turns(gateway: &Gateway, request: &AuthorizedRequest, term: Option<u64>) -> Result<HeldTurns, Refusal> {
     let here = gateway.write_order.turn(&request.path, request.caller()).await;
     let anywhere = match &gateway.shared_writes {
-        Some(shared) => Some(Box::pin(shared.turns.turn(&request.path)).await.map_err(|_out_of_reach| OUT_OF_REACH)?),
+        Some(shared) => {
+            let turn = shared.turns.turn(&request.path, term.ok_or(OUT_OF_REACH)?);
+            Some(Box::pin(turn).await.map_err(|_out_of_reach| OUT_OF_REACH)?)
+        }
         None => None,
     };
     Ok(HeldTurns { _anywhere: anywhere, _here: here })

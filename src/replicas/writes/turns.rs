@@ -26,20 +26,20 @@ const GIVE_BACK_RETRY: Duration = Duration::from_millis(250);
 
 /// Draws a ticket. It is held at once if the path has no other ticket.
 static DRAW: Statement = Statement::new(
-    "insert into mg.turn (path, held, replica, incarnation) \
-     select $1, not exists (select from mg.turn t where t.path = $1), $2, $3 \
+    "insert into mg.turn (path, held, replica, incarnation, draw) \
+     select $1, not exists (select from mg.turn t where t.path = $1), $2, $3, $5 \
      where exists (select from mg.epoch e where e.id = $4) \
        and exists (select from mg.member m where m.replica = $2 and m.incarnation = $3 and not m.gone) \
      on conflict (path) where held do nothing returning ticket, held",
-    &[Type::TEXT, Type::TEXT, Type::UUID, Type::UUID],
+    &[Type::TEXT, Type::TEXT, Type::UUID, Type::UUID, Type::INT8],
 );
 /// The same where somebody has the turn.
 static DRAW_WAITING: Statement = Statement::new(
-    "insert into mg.turn (path, held, replica, incarnation) select $1, false, $2, $3 \
+    "insert into mg.turn (path, held, replica, incarnation, draw) select $1, false, $2, $3, $5 \
      where exists (select from mg.epoch e where e.id = $4) \
        and exists (select from mg.member m where m.replica = $2 and m.incarnation = $3 and not m.gone) \
      returning ticket",
-    &[Type::TEXT, Type::TEXT, Type::UUID, Type::UUID],
+    &[Type::TEXT, Type::TEXT, Type::UUID, Type::UUID, Type::INT8],
 );
 /// Takes the turn, if it is this ticket's. (`23505`: somebody took it in this moment.)
 static TAKE: Statement = Statement::new(
@@ -50,14 +50,16 @@ static TAKE: Statement = Statement::new(
 );
 /// Puts back a turn that was held in an earlier epoch.
 static PUT_BACK: Statement = Statement::new(
-    "insert into mg.turn (path, held, replica, incarnation) select $1, true, $2, $3 \
+    "insert into mg.turn (path, held, replica, incarnation, draw) select $1, true, $2, $3, $5 \
      where exists (select from mg.epoch e where e.id = $4) on conflict (path) where held do nothing returning ticket",
-    &[Type::TEXT, Type::TEXT, Type::UUID, Type::UUID],
+    &[Type::TEXT, Type::TEXT, Type::UUID, Type::UUID, Type::INT8],
 );
-/// All tickets of this replica for these paths.
+/// All tickets of this replica for these paths, up to a draw of each: carried out late, after its connection was given up, this takes away
+/// no ticket that was drawn since.
 static GIVE_BACK: Statement = Statement::new(
-    "delete from mg.turn t where t.replica = $1 and t.incarnation = $2 and t.path = any($3)",
-    &[Type::TEXT, Type::UUID, Type::TEXT_ARRAY],
+    "delete from mg.turn t using unnest($3, $4) as x(path, draw) \
+     where t.replica = $1 and t.incarnation = $2 and t.path = x.path and t.draw <= x.draw",
+    &[Type::TEXT, Type::UUID, Type::TEXT_ARRAY, Type::INT8_ARRAY],
 );
 static OWN: Statement = Statement::new(
     "select t.path, t.ticket from mg.turn t where t.replica = $1 and t.incarnation = $2",
@@ -79,6 +81,7 @@ static GIVE_BACK_OF_GONE: Statement = Statement::new(
 struct Ticket {
     epoch: Uuid,
     number: i64,
+    draw: i64,
     held: bool,
 }
 
@@ -86,10 +89,26 @@ struct Ticket {
 #[derive(Debug, Default)]
 struct Tickets {
     drawn: HashMap<Arc<str>, Ticket>,
-    /// Paths of which a ticket may lie in the engine that nobody here has. No other is drawn until it is given back.
-    to_give_back: HashSet<Arc<str>>,
+    /// Number of draws so far.
+    draws: i64,
+    /// Paths of which a ticket may lie in the engine that nobody here has, and the last draw that it can be of. No other is drawn until it
+    /// is given back, because that one would wait for it.
+    to_give_back: HashMap<Arc<str>, i64>,
     /// Tickets in the engine that nobody here had when they were last looked at.
     strays: HashSet<(Arc<str>, i64)>,
+}
+
+impl Tickets {
+    fn next_draw(&mut self) -> i64 {
+        self.draws += 1;
+        self.draws
+    }
+
+    /// Whatever was drawn for this path until now goes back.
+    fn give_back(&mut self, path: Arc<str>) {
+        let draws = self.draws;
+        self.to_give_back.insert(path, draws);
+    }
 }
 
 /// The turns of this replica.
@@ -127,23 +146,22 @@ impl SharedTurns {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for this replica's turn at a path. Whoever asks has the local turn.
+    /// Waits in this term of the lease for this replica's turn at a path. Whoever asks has the local turn.
     ///
     /// # Errors
-    /// The engine is out of reach.
-    pub async fn turn(self: &Arc<Self>, path: &Arc<str>) -> Result<SharedTurn, EngineError> {
+    /// The engine is out of reach, or has been: others may have given back what was drawn here.
+    pub async fn turn(self: &Arc<Self>, path: &Arc<str>, term: u64) -> Result<SharedTurn, EngineError> {
         // From here on: dropped before the end, it leaves no ticket behind.
         let turn = SharedTurn { turns: self.clone(), path: path.clone() };
         let mut pause = LOOK;
         loop {
-            match self.writes.open_epoch() {
-                Some(epoch) => {
-                    if self.look(path, epoch).await? {
-                        return Ok(turn);
-                    }
-                }
-                None if self.writes.replicas().lease().holds() => {}
-                None => return Err(EngineError::Unreachable),
+            if self.writes.replicas().lease().term() != Some(term) {
+                return Err(EngineError::Unreachable);
+            }
+            if let Some(epoch) = self.writes.open_epoch()
+                && self.look(path, epoch).await?
+            {
+                return Ok(turn);
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LOOK_MAX);
@@ -154,7 +172,7 @@ impl SharedTurns {
     async fn look(&self, path: &Arc<str>, epoch: Uuid) -> Result<bool, EngineError> {
         let drawn = {
             let tickets = self.tickets();
-            if tickets.to_give_back.contains(path) {
+            if tickets.to_give_back.contains_key(path) {
                 return Ok(false);
             }
             tickets.drawn.get(path).copied().filter(|ticket| ticket.epoch == epoch)
@@ -171,14 +189,15 @@ impl SharedTurns {
 
     async fn draw(&self, path: &Arc<str>, epoch: Uuid) -> Result<Option<Ticket>, EngineError> {
         let replicas = self.writes.replicas();
+        let draw = self.tickets().next_draw();
         let (path, name, incarnation) = (&**path, &**replicas.name(), replicas.incarnation());
-        let parameters: Parameters<'_> = &[&path, &name, &incarnation, &epoch];
+        let parameters: Parameters<'_> = &[&path, &name, &incarnation, &epoch, &draw];
         let rows = replicas.engine().query(Line::Quick, &DRAW, parameters).await?;
         if let Some(row) = rows.first() {
-            return Ok(Some(Ticket { epoch, number: row.get(0), held: row.get(1) }));
+            return Ok(Some(Ticket { epoch, number: row.get(0), draw, held: row.get(1) }));
         }
         let rows = replicas.engine().query(Line::Quick, &DRAW_WAITING, parameters).await?;
-        Ok(rows.first().map(|row| Ticket { epoch, number: row.get(0), held: false }))
+        Ok(rows.first().map(|row| Ticket { epoch, number: row.get(0), draw, held: false }))
     }
 
     async fn take(&self, path: &str, ticket: Ticket) -> Result<Option<Ticket>, EngineError> {
@@ -195,7 +214,7 @@ impl SharedTurns {
     fn let_go(&self, path: &Arc<str>) {
         let mut tickets = self.tickets();
         tickets.drawn.remove(path);
-        tickets.to_give_back.insert(path.clone());
+        tickets.give_back(path.clone());
         drop(tickets);
         self.given_back.notify_one();
     }
@@ -215,15 +234,14 @@ impl SharedTurns {
 
     async fn give_back_now(&self) -> Result<(), EngineError> {
         let replicas = self.writes.replicas();
-        let paths: Vec<Arc<str>> = self.tickets().to_give_back.iter().cloned().collect();
-        if paths.is_empty() {
+        let given = self.tickets().to_give_back.clone();
+        if given.is_empty() {
             return Ok(());
         }
-        let texts: Vec<&str> = paths.iter().map(|path| &**path).collect();
-        let parameters: Parameters<'_> = &[&&**replicas.name(), &replicas.incarnation(), &texts];
+        let (paths, draws): (Vec<&str>, Vec<i64>) = given.iter().map(|(path, draw)| (&**path, *draw)).unzip();
+        let parameters: Parameters<'_> = &[&&**replicas.name(), &replicas.incarnation(), &paths, &draws];
         replicas.engine().execute(Line::Quick, &GIVE_BACK, parameters).await?;
-        let mut tickets = self.tickets();
-        tickets.to_give_back.retain(|path| !paths.contains(path));
+        self.tickets().to_give_back.retain(|path, draw| given.get(path) != Some(&*draw));
         Ok(())
     }
 
@@ -241,7 +259,7 @@ impl SharedTurns {
             let all = rows.iter().map(|row| (Arc::<str>::from(row.get::<_, &str>(0)), row.get::<_, i64>(1)));
             let is_stray = |(path, number): &(Arc<str>, i64)| {
                 tickets.drawn.get(path).is_none_or(|ticket| ticket.number != *number)
-                    && !tickets.to_give_back.contains(path)
+                    && !tickets.to_give_back.contains_key(path)
             };
             let strays: HashSet<_> = all.filter(is_stray).collect();
             let before = std::mem::replace(&mut tickets.strays, strays);
@@ -263,18 +281,18 @@ impl SharedTurns {
         let held: Vec<_> = {
             let tickets = self.tickets();
             let old = tickets.drawn.iter().filter(|(_, ticket)| ticket.held && ticket.epoch != epoch.id);
-            old.map(|(path, _)| path.clone()).collect()
+            old.map(|(path, ticket)| (path.clone(), ticket.draw)).collect()
         };
-        for path in held {
+        for (path, draw) in held {
             let (name, incarnation, text) = (&**replicas.name(), replicas.incarnation(), &*path);
-            let parameters: Parameters<'_> = &[&text, &name, &incarnation, &epoch.id];
+            let parameters: Parameters<'_> = &[&text, &name, &incarnation, &epoch.id, &draw];
             let rows = replicas.engine().query(Line::Quick, &PUT_BACK, parameters).await?;
             let mut tickets = self.tickets();
             match (rows.first(), tickets.drawn.get_mut(&path)) {
-                (Some(row), Some(ticket)) => *ticket = Ticket { epoch: epoch.id, number: row.get(0), held: true },
-                (Some(_), None) => {
-                    tickets.to_give_back.insert(path);
+                (Some(row), Some(ticket)) => {
+                    *ticket = Ticket { epoch: epoch.id, number: row.get(0), draw, held: true };
                 }
+                (Some(_), None) => tickets.give_back(path),
                 (None, _) => {}
             }
         }

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::support::fleet::{DATABASE, Fleet, FleetPlan, Replica, wait};
 use crate::support::link::LinkState;
-use crate::support::postgres::{Pooler, Postgres};
+use crate::support::pooler::Pooler;
+use crate::support::postgres::Postgres;
 use crate::support::process::binary;
 
 /// Runs a command with this replica's configuration.

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::support::link::{Link, LinkState};
-use crate::support::postgres::{Pooler, Postgres, Replication, Shutdown};
+use crate::support::pooler::Pooler;
+use crate::support::postgres::{Postgres, Replication, Shutdown};
 
 #[test]
 fn a_server_crashes_comes_back_and_leaves_nothing() {

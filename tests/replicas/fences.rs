@@ -14,7 +14,8 @@ use tokio::task::JoinHandle;
 use crate::one_replica::{DATABASE, KEY, engine, settings};
 use crate::support::fleet::wait;
 use crate::support::link::{Link, LinkState};
-use crate::support::postgres::{Pooler, Postgres};
+use crate::support::pooler::Pooler;
+use crate::support::postgres::Postgres;
 
 const LEASE: Duration = Duration::from_secs(60);
 

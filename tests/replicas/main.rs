@@ -41,4 +41,5 @@ mod rounds;
 mod shared_log;
 mod turns;
 mod upgrade;
+mod write_rows;
 mod writes;

@@ -1,10 +1,15 @@
 //! What a test needs to run a replica's parts in its own process: a database that is set up, and the replica's settings.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use makegate::clock::Clock;
 use makegate::config::{ReplicasConfig, SecretSource, ShippedRecords, WithoutLease};
-use makegate::replicas::{EngineAccess, ReplicasSettings, schema};
+use makegate::replicas::writes::SharedWrites;
+use makegate::replicas::{EngineAccess, Epoch, Replicas, ReplicasSettings, schema};
+use makegate::tasks::Tasks;
 
+use crate::support::fleet::wait;
 use crate::support::postgres::Postgres;
 
 pub(crate) const DATABASE: &str = "makegate";
@@ -38,4 +43,35 @@ pub(crate) fn settings(url: &str, name: &str, lease: Duration, records: ShippedR
     };
     let access = EngineAccess { url: url.to_owned().into(), roots: None, name: name.into() };
     ReplicasSettings { config, access, key: KEY }
+}
+
+/// A replica's part in what all share, in this process. Its lease is so long that nothing depends on its beats.
+pub(crate) struct OneReplica {
+    pub(crate) replicas: Arc<Replicas>,
+    pub(crate) writes: Arc<SharedWrites>,
+    pub(crate) tasks: Tasks,
+}
+
+impl Drop for OneReplica {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+impl OneReplica {
+    /// Waits until it has joined, and lets it write.
+    pub(crate) async fn join(name: &str, engine: &Postgres) -> Self {
+        let tasks = Tasks::new();
+        let settings = settings(&engine.url(DATABASE), name, Duration::from_secs(60), ShippedRecords::None);
+        let replicas = Replicas::start(settings, "0", Clock::system(), &tasks).unwrap();
+        let writes = SharedWrites::start(replicas.clone(), &tasks);
+        wait("it joins", async || replicas.epoch().borrow().is_some()).await;
+        let one = Self { replicas, writes, tasks };
+        one.writes.open(&one.epoch());
+        one
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.replicas.epoch().borrow().expect("it has joined")
+    }
 }

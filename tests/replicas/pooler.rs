@@ -1,7 +1,8 @@
 //! Behind PgBouncer in transaction mode, where nobody hears announcements and no statement stays prepared.
 
 use crate::support::fleet::{DATABASE, Fleet, FleetPlan, wait};
-use crate::support::postgres::{Pooler, Postgres};
+use crate::support::pooler::Pooler;
+use crate::support::postgres::Postgres;
 use crate::support::{ALL, LIST, ORG};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,15 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use makegate::clock::Clock;
-use makegate::config::ShippedRecords;
-use makegate::replicas::Replicas;
-use makegate::replicas::writes::SharedWrites;
 use makegate::replicas::writes::turns::{SharedTurn, SharedTurns};
 use makegate::sandbox::{Fault, FaultKind};
 use makegate::tasks::Tasks;
 
-use crate::one_replica::{DATABASE, KEY, engine, settings};
+use crate::one_replica::{DATABASE, KEY, OneReplica, engine};
 use crate::support::fleet::{Fleet, FleetPlan, wait};
 use crate::support::postgres::{Postgres, Shutdown, say};
 use crate::support::{ALL, HELD, ORG, TOO, attempt, with_key};
@@ -89,32 +85,19 @@ async fn a_turn_outlasts_a_crash_of_the_engine_and_not_its_replica() {
 
 /// The turns of a replica in this process.
 struct Holder {
-    replicas: Arc<Replicas>,
+    one: OneReplica,
     turns: Arc<SharedTurns>,
-    tasks: Tasks,
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        self.tasks.stop();
-    }
 }
 
 impl Holder {
     async fn join(name: &str, engine: &Postgres) -> Self {
-        let tasks = Tasks::new();
-        let settings = settings(&engine.url(DATABASE), name, Duration::from_secs(20), ShippedRecords::None);
-        let replicas = Replicas::start(settings, "0", Clock::system(), &tasks).unwrap();
-        let writes = SharedWrites::start(replicas.clone(), &tasks);
-        wait("it joins", async || replicas.epoch().borrow().is_some()).await;
-        let epoch = replicas.epoch().borrow().unwrap();
-        writes.open(&epoch);
-        Self { replicas, turns: SharedTurns::start(writes, &tasks), tasks }
+        let one = OneReplica::join(name, engine).await;
+        let turns = SharedTurns::start(one.writes.clone(), &one.tasks);
+        Self { one, turns }
     }
 
     async fn turn(&self) -> SharedTurn {
-        let term = self.replicas.lease().term().expect("a lease");
-        let path = Arc::from(PATH);
+        let (path, term) = (Arc::from(PATH), self.one.replicas.lease().term().expect("a lease"));
         let turn = self.turns.turn(&path, term);
         tokio::time::timeout(Duration::from_secs(60), turn).await.expect("no turn in a minute").unwrap()
     }

@@ -10,6 +10,7 @@ pub(crate) mod hostile;
 pub(crate) mod issuer;
 pub(crate) mod link;
 pub(crate) mod otlp;
+pub(crate) mod pooler;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod random;

@@ -14,11 +14,11 @@ use rustix::process::{Pid, Signal, getuid, kill_process};
 use super::process::{Process, own_ip};
 
 /// The role that owns everything.
-const ROLE: &str = "makegate";
+pub(super) const ROLE: &str = "makegate";
 /// What each server is started with: small, and quick to start.
 const SETTINGS: [&str; 4] = ["fsync=off", "shared_buffers=32MB", "max_connections=100", "unix_socket_directories="];
 /// Below the ports that the system hands out.
-const FIRST_PORT: u16 = 15_432;
+pub(super) const FIRST_PORT: u16 = 15_432;
 const PROGRAMS: [&str; 5] = ["initdb", "postgres", "psql", "pg_ctl", "pg_basebackup"];
 /// Waits until whoever started it is gone, in whatever way; then nothing is left of what it keeps.
 const KEEPER: &str = r#"
@@ -55,14 +55,14 @@ pub(crate) enum Replication {
 }
 
 /// A folder that is owned by whoever may run PostgreSQL, and the process that removes it.
-struct Keep {
-    dir: PathBuf,
+pub(super) struct Keep {
+    pub(super) dir: PathBuf,
     watcher: Child,
     pipe: Option<ChildStdin>,
 }
 
 impl Keep {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix(name).tempdir().unwrap().keep();
         if let Some((user, group)) = unprivileged() {
             chown(&dir, Some(user), Some(group)).unwrap();
@@ -75,7 +75,7 @@ impl Keep {
     }
 
     /// Ends what runs in the folder, and removes it. The process is waited for by whoever started it.
-    fn end(&mut self, process: Option<&mut Child>) {
+    pub(super) fn end(&mut self, process: Option<&mut Child>) {
         drop(self.pipe.take());
         // Errors are of processes that are gone already.
         let _ended = process.map(Child::wait);
@@ -98,7 +98,7 @@ fn unprivileged() -> Option<(u32, u32)> {
 }
 
 /// A command that runs as that user, and that no signal for the test reaches.
-fn command(program: &Path) -> Command {
+pub(super) fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.process_group(0).stdin(Stdio::null()).env_remove("PGOPTIONS").env("LC_ALL", "C").current_dir("/");
     if let Some((user, group)) = unprivileged() {
@@ -125,7 +125,7 @@ fn programs() -> Option<PathBuf> {
     folders.into_iter().find(|folder| PROGRAMS.iter().all(|program| folder.join(program).is_file()))
 }
 
-fn program_in(folders: &[&str], name: &str) -> Option<PathBuf> {
+pub(super) fn program_in(folders: &[&str], name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let all = std::env::split_paths(&path).chain(folders.iter().map(PathBuf::from));
     all.map(|folder| folder.join(name)).find(|file| file.is_file())
@@ -137,7 +137,7 @@ fn faketime() -> Option<PathBuf> {
     folders.iter().map(|folder| Path::new(folder).join("libfaketime.so.1")).find(|file| file.is_file())
 }
 
-fn free_address(ip: Ipv4Addr, first: u16) -> SocketAddr {
+pub(super) fn free_address(ip: Ipv4Addr, first: u16) -> SocketAddr {
     let free = |port: &u16| std::net::TcpListener::bind((ip, *port)).is_ok();
     SocketAddrV4::new(ip, (first..32_768).find(free).expect("a free port")).into()
 }
@@ -454,61 +454,5 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.resume();
         self.keep.end(self.server.as_mut());
-    }
-}
-
-/// PgBouncer before a server, in transaction mode. Dropped, it is gone.
-pub(crate) struct Pooler {
-    keep: Keep,
-    address: SocketAddr,
-    process: Child,
-}
-
-impl Pooler {
-    /// Is PgBouncer installed here?
-    pub(crate) fn available() -> bool {
-        let found = program_in(&["/usr/sbin"], "pgbouncer").is_some();
-        if !found {
-            eprintln!("skipped: no PgBouncer here");
-        }
-        found
-    }
-
-    pub(crate) fn start(server: SocketAddr) -> Self {
-        let keep = Keep::new("makegate-pooler-");
-        let address = free_address(own_ip(), FIRST_PORT);
-        let file = keep.dir.join("pgbouncer.ini");
-        let text = format!(
-            "[databases]\n* = host={} port={} user={ROLE}\n[pgbouncer]\nlisten_addr = {}\nlisten_port = {}\n\
-             unix_socket_dir =\nauth_type = any\npool_mode = transaction\nmax_client_conn = 500\ndefault_pool_size = 20\n\
-             ignore_startup_parameters = extra_float_digits\npidfile = {}\nlogfile = {}\n",
-            server.ip(),
-            server.port(),
-            address.ip(),
-            address.port(),
-            keep.dir.join("pid").display(),
-            keep.dir.join("log").display(),
-        );
-        std::fs::write(&file, text).unwrap();
-        let mut pgbouncer = command(&program_in(&["/usr/sbin"], "pgbouncer").expect("PgBouncer"));
-        let mut process = pgbouncer.arg("-q").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        for _ in 0..1_200 {
-            assert!(process.try_wait().unwrap().is_none(), "{:?}", std::fs::read_to_string(keep.dir.join("log")));
-            if std::net::TcpStream::connect(address).is_ok() {
-                break;
-            }
-            sleep(Duration::from_millis(50));
-        }
-        Self { keep, address, process }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
-}
-
-impl Drop for Pooler {
-    fn drop(&mut self) {
-        self.keep.end(Some(&mut self.process));
     }
 }

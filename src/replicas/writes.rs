@@ -24,7 +24,6 @@ use super::{Epoch, Replicas};
 use crate::ids::{Fingerprint, RequestId};
 use crate::tasks::Tasks;
 
-pub use chores::LostWrite;
 pub use queue::NotIntended;
 pub use row::{KnownWrite, SharedAnswer, SharedEnd, SharedState, SharedVerdict, SharedWrite};
 
@@ -384,23 +383,13 @@ impl SharedWrites {
         Ok(rows.first().and_then(KnownWrite::of))
     }
 
-    /// The open writes that the engine says are this replica's.
+    /// The open writes that the engine says are this replica's: those that it looks after, and those that it sent and others look after.
     ///
     /// # Errors
     /// The engine does not answer.
     pub async fn own_open(&self) -> Result<Vec<KnownWrite>, EngineError> {
         let rows =
             self.replicas.engine().query(Line::Quick, &statements::OWN_OPEN, &[&&**self.replicas.name()]).await?;
-        Ok(rows.iter().filter_map(KnownWrite::of).collect())
-    }
-
-    /// The oldest of the writes that this replica sent, that are in doubt, and that others look after.
-    ///
-    /// # Errors
-    /// The engine does not answer.
-    pub async fn adopted_elsewhere(&self) -> Result<Vec<KnownWrite>, EngineError> {
-        let parameters: Parameters<'_> = &[&&**self.replicas.name(), &LISTED_MAX];
-        let rows = self.replicas.engine().query(Line::Quick, &statements::ADOPTED_ELSEWHERE, parameters).await?;
         Ok(rows.iter().filter_map(KnownWrite::of).collect())
     }
 }

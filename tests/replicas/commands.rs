@@ -212,13 +212,15 @@ async fn status_tells_who_takes_part_and_leave_ends_it() {
     // One leaves: another one has its doubts, and nobody expects it any more.
     assert_eq!(fleet.replicas[0].end(), Some(0));
     fleet.sql(
-        "insert into mg.write (id, request, replica, incarnation, caller, operation, path, fingerprint, time, state) \
-         select gen_random_uuid(), 'r', 'replica-0', incarnation, 'key-all', 'organizations.create', '/api/v2/organizations', \
-         '\\x00', now(), 'd' from mg.replica where name = 'replica-0'",
+        "insert into mg.write (id, request, sender, replica, incarnation, caller, operation, path, fingerprint, time, state) \
+         select gen_random_uuid(), 'r', 'replica-0', 'replica-0', incarnation, 'key-all', 'organizations.create', '/api/v2/organizations', \
+         decode(repeat('00', 16), 'hex'), now(), 'd' from mg.replica where name = 'replica-0'",
     );
     let left = told(0, &run(&fleet.replicas[0], &["replicas", "leave"]));
     assert!(left.contains("replica-0 has left; replica-1 takes over its open writes (1 in doubt)"), "{left}");
     assert_eq!(fleet.sql("select replica from mg.write"), "replica-1");
+    let is_noted = |record: &Value| record["event"] == "adopted" && record["adopted"]["replica"] == "replica-0";
+    wait("that one takes note", async || fleet.replicas[1].log().iter().any(is_noted)).await;
     assert_eq!(state(&fleet, 0), "left");
     says(1, &fleet.replicas[0], &["replicas", "leave"], &["has not joined any replicas, or has left them"]);
     fleet.sql("delete from mg.write");

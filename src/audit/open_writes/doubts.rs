@@ -221,6 +221,12 @@ impl Doubts {
         self.open().writes.doubts().cloned().collect()
     }
 
+    /// All writes that are under way or in doubt, oldest first.
+    #[must_use]
+    pub fn open_writes(&self) -> Vec<Doubt> {
+        self.open().writes.list().map(|write| write.doubt.clone()).collect()
+    }
+
     /// The intents of all writes in doubt.
     #[must_use]
     pub fn intents(&self) -> HashSet<u64> {

@@ -20,7 +20,7 @@ use crate::ids::Fingerprint;
 use crate::process_log::ALWAYS;
 use crate::replicas::Epoch;
 use crate::replicas::engine::EngineError;
-use crate::replicas::writes::{KnownWrite, LostWrite, SharedEnd, SharedState, SharedWrite};
+use crate::replicas::writes::{KnownWrite, SharedEnd, SharedState, SharedWrite};
 use crate::vocabulary::Outcome;
 
 /// Time between two rounds; the first is for a new epoch, in which writes wait.
@@ -112,8 +112,8 @@ impl HealingRound<'_> {
             told.unknown = self.reassert().await?;
             told.epoch = Some(*self.epoch);
         }
-        // Another replica may add what it had adopted to an engine that lost it.
-        self.end_elsewhere(&mut told.unknown).await?;
+        // What others hand over, or add to an engine that had lost it; and what was adopted here by a statement that came too late.
+        self.correct(&mut told.unknown).await?;
         if !writes.is_open_in(self.epoch) && writes.may_open(self.epoch).await? {
             writes.open(self.epoch);
             tracing::info!(epoch = %self.epoch.id, "writes may go on: all that was open before is known");
@@ -132,7 +132,7 @@ impl HealingRound<'_> {
     }
 
     /// Tells the engine what it may lack: turns, open writes, ended writes with keys. What it has in an earlier state than this log is
-    /// corrected. Returns what [`Self::end_elsewhere`] does not know.
+    /// corrected. Returns what [`Self::correct`] does not know.
     pub(super) async fn reassert(&self) -> Result<HashSet<Uuid>, Unfinished> {
         let writes = &self.shared.writes;
         self.shared.turns.put_back(self.epoch).await?;
@@ -152,29 +152,37 @@ impl HealingRound<'_> {
                 "the replicas' database lacked writes of this replica, and has them now"
             );
         }
-        self.correct().await?;
         let mut unknown = HashSet::new();
-        self.end_elsewhere(&mut unknown).await?;
+        self.correct(&mut unknown).await?;
         writes.say_reasserted(self.epoch).await?;
         Ok(unknown)
     }
 
-    /// Ends writes that this replica sent and others look after, where this log says how they ended: it was killed, or given up, before
-    /// the engine had heard of that. `unknown`: those of which the log does not say it.
-    async fn end_elsewhere(&self, unknown: &mut HashSet<Uuid>) -> Result<(), Unfinished> {
-        let mut open = self.shared.writes.adopted_elsewhere().await?;
+    /// Ends or takes up writes that the engine calls open, and that are not open here: those that it says this replica looks after, and
+    /// those that this one sent and others look after, because it was killed or given up before the engine had heard of their ends.
+    /// `unknown`: which of the latter this log does not say the end of.
+    async fn correct(&self, unknown: &mut HashSet<Uuid>) -> Result<(), Unfinished> {
+        let writes = &self.shared.writes;
+        let mut open = writes.own_open().await?;
         unknown.retain(|id| open.iter().any(|known| known.write.id == *id));
-        open.retain(|known| !unknown.contains(&known.write.id) && !self.shared.writes.is_under_way(known.write.id));
+        let is_under_way = |id| writes.is_under_way(id) || self.shared.adopting().contains(&id);
+        open.retain(|known| !unknown.contains(&known.write.id) && !is_under_way(known.write.id));
         if open.is_empty() {
             return Ok(());
         }
-        let doubts = self.doubt_ids();
+        let open_here = self.open_here();
         let mut told = Vec::new();
-        for known in open.into_iter().filter(|known| !doubts.contains(&known.write.id)) {
+        for known in open.into_iter().filter(|known| !open_here.contains(&known.write.id)) {
+            let id = known.write.id;
+            // What is not open here now has its end in the log, if it ever had one.
+            if is_under_way(id) || self.open_here().contains(&id) {
+                continue;
+            }
             match self.end_here(&known).await? {
-                Some(end) => told.push(self.shared.writes.end(Arc::new(known.write), end)),
+                Some(end) => told.push(writes.end(Arc::new(known.write), end)),
+                None if known.replica == *writes.replicas().name() => self.record_adoption(&known).await?,
                 None => {
-                    unknown.insert(known.write.id);
+                    unknown.insert(id);
                 }
             }
         }
@@ -182,34 +190,9 @@ impl HealingRound<'_> {
         Ok(())
     }
 
-    fn doubt_ids(&self) -> HashSet<Uuid> {
-        self.doubts().into_iter().map(|(_, write)| write.id).collect()
-    }
-
-    /// Ends or takes up writes that the engine has as open ones of this replica, and that are not open here.
-    async fn correct(&self) -> Result<(), Unfinished> {
-        let open = self.shared.writes.own_open().await?;
-        if open.is_empty() {
-            return Ok(());
-        }
-        let doubts = self.doubt_ids();
-        for known in open {
-            let id = known.write.id;
-            let is_open = || doubts.contains(&id) || self.shared.writes.is_under_way(id);
-            if is_open() || self.shared.adopting().contains(&id) {
-                continue;
-            }
-            match self.end_here(&known).await? {
-                // It may have ended while the log was read.
-                Some(end) if !is_open() => drop(self.shared.writes.end(Arc::new(known.write), end)),
-                Some(_) => {}
-                None => {
-                    let owner = known.replica.clone();
-                    self.record_adoption(LostWrite { known, owner }).await?;
-                }
-            }
-        }
-        Ok(())
+    /// The writes that are open in this log.
+    fn open_here(&self) -> HashSet<Uuid> {
+        self.log.doubts().open_writes().iter().map(|write| shared_doubt(self.log, write).id).collect()
     }
 
     /// How a write of this replica ended that is not open here. `None`: nobody knows.
@@ -237,29 +220,21 @@ impl HealingRound<'_> {
     /// number.
     pub(super) async fn adopt(&self, also_doubts: bool) -> Result<usize, Unfinished> {
         let adopted = self.shared.writes.adopt(self.epoch, also_doubts).await;
-        let (lost, whole) = match adopted {
-            Ok(lost) => (lost, true),
-            // Some may have been adopted all the same.
-            Err(EngineError::Unclear(_)) => (Vec::new(), false),
-            Err(error) => return Err(error.into()),
-        };
-        let (mut failed, count) = (!whole, lost.len());
-        for lost in lost {
-            failed |= self.record_adoption(lost).await.is_err();
+        // If it is unclear whether some were, the next round finds them.
+        let adopted = adopted?;
+        for known in &adopted {
+            self.record_adoption(known).await?;
         }
-        if failed {
-            self.correct().await?;
-        }
-        Ok(count)
+        Ok(adopted.len())
     }
 
     /// Records that this replica looks after a write from now on, and fences what it touches.
-    async fn record_adoption(&self, lost: LostWrite) -> Result<(), Unfinished> {
-        let id = lost.known.write.id;
+    async fn record_adoption(&self, known: &KnownWrite) -> Result<(), Unfinished> {
+        let id = known.write.id;
         if !self.shared.adopting().insert(id) {
             return Ok(());
         }
-        let recorded = record_adoption(self.log, &lost, self.clock.wall()).await;
+        let recorded = record_adoption(self.log, known, self.clock.wall()).await;
         if !recorded.as_ref().is_err_and(|cannot| cannot.is_recorded()) {
             // Otherwise it is on its way to the disk, and must not go there twice.
             self.shared.adopting().remove(&id);
@@ -277,14 +252,14 @@ impl HealingRound<'_> {
 }
 
 /// Records the event that stands for the intent of a write of another replica.
-async fn record_adoption(log: &AuditLog, lost: &LostWrite, now: Timestamp) -> Result<u64, CannotRecord> {
+async fn record_adoption(log: &AuditLog, known: &KnownWrite, now: Timestamp) -> Result<u64, CannotRecord> {
     let SharedWrite { id, request, sender, caller, operation, organization, path, fingerprint, key, marks, time } =
-        &lost.known.write;
+        &known.write;
+    let replica = sender.clone().unwrap_or_else(|| known.replica.clone());
     let detail =
-        format!("{} is gone, or has lost its log: this replica looks after its write, which is in doubt", lost.owner);
+        format!("{replica} is gone, or has lost its log: this replica looks after its write, which is in doubt");
     let marks = marks.as_ref().and_then(|marks| serde_json::from_str::<FieldHashes>(marks).ok());
-    let replica = sender.clone().unwrap_or_else(|| lost.owner.clone());
-    let adopted = AdoptedWrite { id: Fingerprint::from_bytes(id.into_bytes()), replica, time: *time };
+    let adopted = AdoptedWrite { id: Fingerprint::from_bytes(id.into_bytes()), replica: replica.clone(), time: *time };
     let record = Record {
         request: Some(*request),
         caller: Some(caller.clone().into()),
@@ -297,7 +272,7 @@ async fn record_adoption(log: &AuditLog, lost: &LostWrite, now: Timestamp) -> Re
         adopted: Some(Box::new(adopted)),
         ..Record::event(now, ADOPTED, detail)
     };
-    tracing::warn!(target: ALWAYS, %request, replica = &*lost.owner, "a write of a replica that is gone is in doubt; this replica looks after it");
+    tracing::warn!(target: ALWAYS, %request, replica = &*replica, "a write of a replica that is gone is in doubt; this replica looks after it");
     log.commit(record).await
 }
 

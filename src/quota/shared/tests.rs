@@ -136,6 +136,8 @@ struct Fleet {
     clock: Clock,
     engine_ms: Arc<AtomicU64>,
     reserve: u32,
+    /// Whether its replicas' folders were used before.
+    has_run: bool,
 }
 
 struct Replica {
@@ -148,7 +150,7 @@ impl Fleet {
     fn new() -> Self {
         let shelf = Shelf { epoch: Uuid::from_u128(1), ..Shelf::default() };
         let engine_ms = Arc::new(AtomicU64::new(1_700_000_000_000));
-        Self { shelf: Arc::new(Mutex::new(shelf)), clock: Clock::movable(), engine_ms, reserve: 0 }
+        Self { shelf: Arc::new(Mutex::new(shelf)), clock: Clock::movable(), engine_ms, reserve: 0, has_run: false }
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
@@ -177,7 +179,7 @@ impl Fleet {
             tasks: Tasks::new(),
         };
         let settings = QuotaSettings { setting, queue_per_caller: 3, wait: WAIT, ..QuotaSettings::default() };
-        let quota = Quota::open(settings, dir.map(|dir| (dir, false)), self.clock.clone(), Some(&shared)).unwrap();
+        let quota = Quota::open(settings, dir.map(|dir| (dir, self.has_run)), self.clock.clone(), Some(&shared)).unwrap();
         let replica = Replica { quota, cells, clock: self.clock.clone() };
         replica.join(self);
         replica
@@ -419,6 +421,20 @@ async fn the_next_process_puts_back_what_the_journal_holds_unless_the_engine_kno
     let one = fleet.replica(9, QuotaSetting::PerMinute(10), Some(dir.path()));
     one.take("a").await.release_unsent();
     one.used(8).await;
+}
+
+#[tokio::test]
+async fn one_that_has_lost_its_journal_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = Fleet { has_run: true, ..Fleet::new() };
+    let _lost = fleet.replica(2, QuotaSetting::PerMinute(10), Some(dir.path()));
+    let one = fleet.replica(1, QuotaSetting::PerMinute(10), None);
+    // What the other one had sent before, nobody knows.
+    let mut waits = Box::pin(one.ask("a"));
+    tokio::select! { _ = &mut waits => panic!("granted too early"), () = tokio::time::sleep(Duration::from_millis(300)) => {} }
+    drop(waits);
+    one.clock.advance(ATTEMPT + Duration::from_secs(62));
+    drop(one.take("a").await);
 }
 
 #[tokio::test]

@@ -15,15 +15,6 @@ use crate::replicas::members::RATES;
 /// For how many leases writes wait for members that are alive, and do not say what they know.
 const PATIENCE_LEASES: u32 = 6;
 
-/// A write that another replica sent, and its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LostWrite {
-    /// The write; this replica looks after it from now on.
-    pub known: KnownWrite,
-    /// The replica that sent it or looked after it before.
-    pub owner: Arc<str>,
-}
-
 impl SharedWrites {
     /// Whether this epoch is older than a lease, as this replica has seen it: who could join it has joined.
     #[must_use]
@@ -36,13 +27,11 @@ impl SharedWrites {
     ///
     /// # Errors
     /// The engine does not answer. What was adopted all the same is found by [`SharedWrites::own_open`].
-    pub async fn adopt(&self, epoch: &Epoch, also_doubts: bool) -> Result<Vec<LostWrite>, EngineError> {
+    pub async fn adopt(&self, epoch: &Epoch, also_doubts: bool) -> Result<Vec<KnownWrite>, EngineError> {
         let (name, incarnation) = (&**self.replicas.name(), self.replicas.incarnation());
         let parameters: Parameters<'_> = &[&name, &incarnation, &epoch.id, &also_doubts];
         let rows = self.replicas.engine().query(Line::Durable, &statements::ADOPT, parameters).await?;
-        let lost =
-            |row| Some(LostWrite { known: KnownWrite::of(row)?, owner: row.try_get::<_, &str>("owner").ok()?.into() });
-        Ok(rows.iter().filter_map(lost).collect())
+        Ok(rows.iter().filter_map(KnownWrite::of).collect())
     }
 
     /// These writes of this replica are in doubt, if they are not yet.

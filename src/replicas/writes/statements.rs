@@ -127,25 +127,20 @@ pub(super) static DOUBT_OF: Statement = Statement::new(
 );
 
 pub(super) static OWN_OPEN: Statement = Statement::new(
-    concat!("select ", known_columns!(), " from mg.write w where w.replica = $1 and w.state in ('u', 'd')"),
-    &[T],
-);
-
-/// Writes of this replica that others look after.
-pub(super) static ADOPTED_ELSEWHERE: Statement = Statement::new(
     concat!(
         "select ",
         known_columns!(),
-        " from mg.write w where w.sender = $1 and w.replica <> w.sender and w.state = 'd' order by w.time limit $2"
+        " from mg.write w where w.replica = $1 and w.state in ('u', 'd') \
+           or w.sender = $1 and w.replica <> w.sender and w.state = 'd'"
     ),
-    &[T, Type::INT8],
+    &[T],
 );
 
 /// Open writes of replicas that are gone become doubts of this one. Others that adopt at the same time skip them.
 /// `$4`: also what is in doubt already.
 pub(super) static ADOPT: Statement = Statement::new(
     concat!(
-        "with lost as materialized (select l.id, l.replica from mg.write l \
+        "with lost as materialized (select l.id from mg.write l \
            where l.state in ('u', 'd') and (l.state = 'u' or $4) and l.replica <> $1 \
              and exists (select from mg.epoch e where e.id = $3) \
              and not exists (select from mg.member m where m.replica = l.replica and not m.gone) \
@@ -153,8 +148,7 @@ pub(super) static ADOPT: Statement = Statement::new(
          taken as (update mg.write w set state = 'd', replica = $1, incarnation = $2 from lost where w.id = lost.id \
            returning ",
         known_columns!(),
-        ", lost.replica as owner) \
-         select * from taken"
+        ") select * from taken"
     ),
     &[T, Type::UUID, Type::UUID, Type::BOOL],
 );

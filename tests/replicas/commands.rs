@@ -12,11 +12,18 @@ use crate::support::pooler::Pooler;
 use crate::support::postgres::Postgres;
 use crate::support::process::binary;
 
-/// Runs a command with this replica's configuration.
+/// Runs a command with this replica's configuration. One that goes on although it must not is ended.
 fn run(replica: &Replica, words: &[&str]) -> Output {
     let config = replica.home.path().join("makegate.toml");
-    let mut command = Command::new(binary());
-    command.args(words).arg("--config").arg(config).env_remove("MAKEGATE_LOG").env_remove("NO_COLOR");
+    let mut command = Command::new("timeout");
+    command
+        .arg("60")
+        .arg(binary())
+        .args(words)
+        .arg("--config")
+        .arg(config)
+        .env_remove("MAKEGATE_LOG")
+        .env_remove("NO_COLOR");
     command.output().unwrap()
 }
 

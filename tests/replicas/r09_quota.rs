@@ -126,19 +126,31 @@ async fn a_step_that_only_idle_replicas_could_notice_brings_no_slot_back() {
         return;
     }
     let mut fleet = FleetPlan { is_clocked: true, replicas: 2, ..tight() }.start().await;
-    wait("the quota is used", async || {
-        hammer(&fleet.replicas, ORG, 9).await;
-        fleet.sandbox.received_of("GET", ORG).len() >= LIMIT - 2
-    })
-    .await;
-    // One that has asked for nothing yet, and knows the engine's clock from its beats alone.
-    assert_eq!(fleet.replicas[1].end(), Some(0));
-    fleet.replicas[1].start().await;
-    fleet.settled().await;
-    fleet.engine.step_clock(300);
-    for running in [&fleet.replicas[1..], &fleet.replicas] {
-        hammer(running, ORG, LIMIT).await;
-        check(&fleet);
+    for target in [ORG, OTHER] {
+        wait("the quota is used", async || {
+            hammer(&fleet.replicas[..1], target, LIMIT).await;
+            fleet.sandbox.received_of("GET", target).len() >= LIMIT - 2
+        })
+        .await;
+    }
+    // One that has asked for nothing yet knows the clock from its beats alone; one that starts after the step knows nothing.
+    for (target, seconds) in [(ORG, 300), (OTHER, 600)] {
+        assert_eq!(fleet.replicas[1].end(), Some(0));
+        if target == OTHER {
+            let steps = "makegate_replicas_engine_clock_steps_total";
+            let before = fleet.replicas[0].metric(steps).await.unwrap();
+            fleet.engine.step_clock(seconds);
+            wait("the step is noticed", async || fleet.replicas[0].metric(steps).await.unwrap() > before).await;
+        }
+        fleet.replicas[1].start().await;
+        fleet.settled().await;
+        if target == ORG {
+            fleet.engine.step_clock(seconds);
+        }
+        for running in [&fleet.replicas[1..], &fleet.replicas] {
+            hammer(running, target, LIMIT).await;
+            check(&fleet);
+        }
     }
 }
 

@@ -164,3 +164,38 @@ async fn of_two_that_take_a_turn_at_once_the_other_one_waits() {
     assert_eq!(engine.sql(DATABASE, HELD_BY), "a");
     drop(turn);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_that_is_drawn_too_late_goes_back_and_none_is_drawn_in_another_epoch() {
+    if !Postgres::available() {
+        return;
+    }
+    let mut engine = engine(&KEY);
+    let holder = Holder::join("a", &engine).await;
+    // The connection has prepared the statement, so that one message is all it takes.
+    drop(holder.turn().await);
+    let tickets = "select count(*) from mg.turn";
+    wait("it is given back", async || engine.sql(DATABASE, tickets) == "0").await;
+    engine.pause_backends(DATABASE);
+    let term = holder.one.replicas.lease().term().expect("a lease");
+    assert!(holder.turns.turn(&PATH.into(), term).await.is_err(), "nobody answers");
+    let again = holder.turn().await;
+    drop(again);
+    wait("that one is given back", async || engine.sql(DATABASE, tickets) == "0").await;
+    engine.resume();
+    wait("the first one is drawn", async || engine.sql(DATABASE, tickets) == "1").await;
+    for left in ["1", "0"] {
+        holder.turns.give_back_strays().await.unwrap();
+        assert_eq!(engine.sql(DATABASE, tickets), left);
+    }
+
+    let own = engine.sql(DATABASE, "select id from mg.epoch");
+    engine.sql(DATABASE, "update mg.epoch set id = gen_random_uuid()");
+    let (turn, ()) = tokio::join!(holder.turn(), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(engine.sql(DATABASE, tickets), "0", "drawn in another epoch");
+        engine.sql(DATABASE, &format!("update mg.epoch set id = '{own}'"));
+    });
+    assert_eq!(engine.sql(DATABASE, HELD_BY), "a");
+    drop(turn);
+}

@@ -179,7 +179,8 @@ impl Fleet {
             tasks: Tasks::new(),
         };
         let settings = QuotaSettings { setting, queue_per_caller: 3, wait: WAIT, ..QuotaSettings::default() };
-        let quota = Quota::open(settings, dir.map(|dir| (dir, self.has_run)), self.clock.clone(), Some(&shared)).unwrap();
+        let quota =
+            Quota::open(settings, dir.map(|dir| (dir, self.has_run)), self.clock.clone(), Some(&shared)).unwrap();
         let replica = Replica { quota, cells, clock: self.clock.clone() };
         replica.join(self);
         replica

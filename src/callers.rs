@@ -42,6 +42,8 @@ pub struct OverRate {
     pub retry_after: Duration,
     /// What is left, which is nothing.
     pub remaining: Remaining,
+    /// Into how many parts the rate is divided, of which this is one: 1, or `replicas.max` while the replicas' database is out of reach.
+    pub one_of: u32,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);

@@ -77,7 +77,7 @@ impl LocalRate {
             Err(early) => {
                 let retry_after = early.wait_time_from(self.ticks.now());
                 let whole_in = retry_after + self.remaining(1).whole_in;
-                Err(OverRate { retry_after, remaining: Remaining { left: 0, whole_in } })
+                Err(OverRate { retry_after, remaining: Remaining { left: 0, whole_in }, one_of: 1 })
             }
         }
     }

@@ -91,7 +91,7 @@ impl SharedRate {
 
     fn admit(self: &Arc<Self>) -> Admission {
         if !self.replicas.lease().holds() {
-            return Admission::Told(self.fraction.admit());
+            return Admission::Told(self.admit_alone());
         }
         let permits = self.replicas.permits();
         if permits.take(&self.purse) {
@@ -107,9 +107,13 @@ impl SharedRate {
             match permits.clone().ask(shared.purse.clone()).await {
                 PermitAnswer::Granted => Ok(remaining(&permits.known(&shared.purse))),
                 PermitAnswer::OverRate => Err(over(&permits.known(&shared.purse))),
-                PermitAnswer::Unknown => shared.fraction.admit(),
+                PermitAnswer::Unknown => shared.admit_alone(),
             }
         }))
+    }
+
+    fn admit_alone(&self) -> Result<Remaining, OverRate> {
+        self.fraction.admit().map_err(|over| OverRate { one_of: self.replicas.config().max, ..over })
     }
 }
 
@@ -118,5 +122,5 @@ const fn remaining(known: &KnownRate) -> Remaining {
 }
 
 const fn over(known: &KnownRate) -> OverRate {
-    OverRate { retry_after: known.next_in, remaining: Remaining { left: 0, whole_in: known.whole_in } }
+    OverRate { retry_after: known.next_in, remaining: Remaining { left: 0, whole_in: known.whole_in }, one_of: 1 }
 }

@@ -63,7 +63,7 @@ pub enum Refusal {
     /// The operation is for callers with access to all organizations.
     Unscoped,
     /// The caller exceeded its rate.
-    TooFast { retry_after: Duration },
+    TooFast { retry_after: Duration, one_of: u32 },
     /// The caller has `limits.in_flight_per_caller` requests under way.
     TooMany { most: usize },
     /// All callers together have `limits.in_flight` requests under way.
@@ -360,7 +360,13 @@ impl Refusal {
             Self::Unscoped => {
                 "This operation does not belong to one organization: only callers without `organizations` may use it.".to_owned()
             }
-            Self::TooFast { retry_after } => format!("This caller exceeded its own rate: wait {} s.", seconds(*retry_after)),
+            Self::TooFast { retry_after, one_of: 0 | 1 } => {
+                format!("This caller exceeded its own rate: wait {} s.", seconds(*retry_after))
+            }
+            Self::TooFast { retry_after, one_of } => format!(
+                "The replicas' database cannot be reached, and until it can, this replica grants one part in {one_of} of the caller's rate: wait {} s.",
+                seconds(*retry_after)
+            ),
             Self::TooMany { most } => {
                 format!("A caller may have at most {most} requests under way at once: wait for some to finish.")
             }

@@ -105,4 +105,13 @@ async fn without_a_lease_a_replica_has_its_fraction() {
     // Two a second and one at once, at each of three.
     assert!(admitted as f64 <= 3.0 * (1.0 + 2.0 * took.as_secs_f64()), "{admitted} in {took:?}");
     assert!(admitted >= 3, "{admitted}");
+    let mut last = fleet.replicas[0].get(FAST, ORG).await;
+    for _ in 0..100 {
+        if last.status == 429 {
+            break;
+        }
+        last = fleet.replicas[0].get(FAST, ORG).await;
+    }
+    let refused = last.refused(429, "MG141");
+    assert!(refused.text().contains("one part in 10 of the caller's rate"), "{refused:?}");
 }

@@ -207,7 +207,9 @@ pub fn admit(
     rate: Result<Remaining, OverRate>,
     limits: &Limits,
 ) -> Result<(HeldShare, Remaining), (Refusal, Option<Remaining>)> {
-    let remaining = rate.map_err(|fast| (Refusal::TooFast { retry_after: fast.retry_after }, Some(fast.remaining)))?;
+    let remaining = rate.map_err(|OverRate { retry_after, remaining, one_of }| {
+        (Refusal::TooFast { retry_after, one_of }, Some(remaining))
+    })?;
     let under_way = count_under_way(caller, limits).map_err(|refusal| (refusal, Some(remaining)))?;
     Ok((under_way, remaining))
 }

@@ -12,7 +12,7 @@ impl Refusal {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the row has it for the others")]
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::TooFast { retry_after } | Self::BreakerOpen { retry_after, .. } => Some(*retry_after),
+            Self::TooFast { retry_after, .. } | Self::BreakerOpen { retry_after, .. } => Some(*retry_after),
             Self::NoQuota { outlook } | Self::QuotaQueueFull { outlook } => Some(outlook.after),
             known => known.row().retry_after,
         }

@@ -71,7 +71,7 @@ fn of_bounds() -> Vec<Refusal> {
     };
     let first = RequestId::parse(b"01jc").unwrap_or_else(|| RequestId::new(&Clock::system()));
     vec![
-        Refusal::TooFast { retry_after },
+        Refusal::TooFast { retry_after, one_of: 1 },
         Refusal::TooMany { most: 64 },
         Refusal::Busy,
         Refusal::Short { of: SharedKind::Requests, short: Shortage::Share },

@@ -186,15 +186,18 @@ impl LineKeeper {
         let listening = async {
             if self.line == Line::Quick {
                 // Behind a pooler this is heard by nobody, and costs nothing.
-                let _told = live.batch(&format!("listen {CHANNEL}")).await;
+                let listens = format!("listen {CHANNEL}");
+                if tokio::time::timeout(CONNECT_TIME_MAX, live.batch(&listens)).await.is_err() {
+                    return "the database accepted a connection, and answered nothing for 3 s".to_owned();
+                }
             }
             self.state.send_replace(LineStatus::Live(live.clone()));
-            std::future::pending::<()>().await;
+            std::future::pending().await
         };
         tokio::select! {
             why = self.drive(&mut connection) => why,
             () = given_up.cancelled() => "the database did not answer in time".to_owned(),
-            () = listening => String::new(),
+            why = listening => why,
         }
     }
 

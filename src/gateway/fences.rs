@@ -56,6 +56,9 @@ impl RaisedFence {
         }
     }
 
+    /// Lets the other replicas be: they have raised it by themselves.
+    pub(crate) fn here_alone(self) {}
+
     /// Raises it at the other replicas in a task of its own.
     pub(crate) fn in_background(self, tasks: &Tasks) {
         drop(self.spawned(tasks));

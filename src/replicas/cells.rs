@@ -27,7 +27,7 @@ static READ: Statement = Statement::new(
     &[Type::TEXT],
 );
 static SWAP: Statement = Statement::new(
-    "with put as (update mg.bucket set state = $3, version = version + 1 \
+    "with put as (update mg.bucket set state = $3, version = version + 1, touched = clock_timestamp() \
        where id = $1 and version = $2 and $4 = (select id from mg.epoch) returning version) \
      select e.id, p.version, b.version, b.state, (extract(epoch from clock_timestamp()) * 1000)::bigint \
      from (select) one left join mg.epoch e on true left join put p on true \
@@ -48,7 +48,7 @@ static LOCK: Statement = Statement::new(
     &[Type::TEXT],
 );
 static PUT: Statement = Statement::new(
-    "update mg.bucket set state = $2, version = version + 1 where id = $1 \
+    "update mg.bucket set state = $2, version = version + 1, touched = clock_timestamp() where id = $1 \
      returning version, (extract(epoch from clock_timestamp()) * 1000)::bigint",
     &[Type::TEXT, Type::BYTEA],
 );

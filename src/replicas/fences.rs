@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::Replicas;
 use super::engine::{HELLO, Line, Statement};
-use super::members::RATES;
+use super::members::outlasting;
 
 pub(super) use self::wait::AckPolls;
 
@@ -41,6 +41,12 @@ static NEWER: Statement = Statement::new(
     "select e.id, f.seq, f.tags, f.doubt_ms, f.raised_by from mg.epoch e left join mg.fence f on f.seq > $1 order by f.seq",
     &[Type::INT8],
 );
+/// Quotas that nobody has asked for in so long hold nothing any more. Callers choose their names, so they must not stay.
+static PRUNE_BUCKETS: Statement = Statement::new(
+    "delete from mg.bucket where id in (select b.id from mg.bucket b where b.touched < clock_timestamp() - interval '2 hours' \
+       limit 10000 for update skip locked)",
+    &[],
+);
 static PRUNE: Statement = Statement::new(
     "delete from mg.fence where seq <= (select min(acked) from mg.member where not gone) \
      and at < clock_timestamp() - $1::text::interval",
@@ -50,7 +56,7 @@ static PRUNE: Statement = Statement::new(
 /// The longest that a raise waits for the other replicas while the engine answers: for their leases by the slowest of clocks.
 #[must_use]
 pub fn longest_wait(lease: Duration) -> Duration {
-    lease.mul_f64(RATES) + WAY
+    outlasting(lease) + WAY
 }
 
 /// Why fences are raised.
@@ -258,12 +264,16 @@ impl Replicas {
         }
     }
 
-    /// Deletes old fences that no member lacks.
-    pub(super) async fn prune_fences(self: Arc<Self>) {
+    /// Deletes old fences that no member lacks, and old quotas.
+    pub(super) async fn prune(self: Arc<Self>) {
         loop {
             tokio::time::sleep(PRUNE_INTERVAL).await;
             // If it fails, another replica does it, or this one next time.
             let _pruned = self.engine.execute(Line::Bulk, &PRUNE, &[&KEPT]).await;
+            // By a clock that was set, new ones may look old.
+            if self.engine_clock.steps() == 0 {
+                let _pruned = self.engine.execute(Line::Bulk, &PRUNE_BUCKETS, &[]).await;
+            }
         }
     }
 }

@@ -17,7 +17,12 @@ use super::{Epoch, Replicas};
 /// Beats per lease.
 const BEATS: u32 = 5;
 /// A lease by another machine's clock, whose rate is within 1 % of this one's.
-pub(super) const RATES: f64 = 1.01;
+const RATES: f64 = 1.01;
+
+/// How long a lease of this length may last by this machine's clock.
+pub(super) fn outlasting(lease: Duration) -> Duration {
+    lease.mul_f64(RATES)
+}
 
 /// How long a member must be watched before it is clear whether it beats: as long as two beats take.
 pub(super) fn watch_time(lease: Duration) -> Duration {
@@ -26,13 +31,17 @@ pub(super) fn watch_time(lease: Duration) -> Duration {
 
 static BEAT: Statement = Statement::new(
     "select epoch, verdict, head, (extract(epoch from clock_timestamp()) * 1000)::bigint, seq, tags, doubt_ms, raised_by \
-     from mg.beat($1, $2, $3, $4, $5, $6, $7, $8)",
-    &[Type::TEXT, Type::UUID, Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::TEXT, Type::TEXT],
+     from mg.beat($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    &[Type::TEXT, Type::UUID, Type::UUID, Type::INT8, Type::INT8, Type::INT8, Type::INT8, Type::TEXT, Type::TEXT],
 );
 static OTHERS: Statement =
     Statement::new("select replica, incarnation, beats, gone from mg.member where replica <> $1", &[Type::TEXT]);
-static NAMESAKE: Statement =
-    Statement::new("select incarnation, beats from mg.member where replica = $1 and not gone", &[Type::TEXT]);
+static NAMESAKE: Statement = Statement::new(
+    "select m.incarnation, m.beats, r.lease_ms from mg.member m join mg.replica r on r.name = m.replica \
+     where m.replica = $1 and not m.gone",
+    &[Type::TEXT],
+);
+static LEASES: Statement = Statement::new("select max(lease_ms) from mg.replica where left_at is null", &[]);
 static GONE: Statement = Statement::new(
     "update mg.member set gone = true where replica = $1 and incarnation = $2 and beats = $3 and not gone",
     &[Type::TEXT, Type::UUID, Type::INT8],
@@ -143,14 +152,15 @@ impl BeatSender {
         let epoch = known.as_ref().map(|epoch| epoch.id);
         let (version, config) = replicas.described();
         let applied = replicas.fences.upto();
+        let lease_ms = i64::try_from(replicas.config.lease.as_millis()).unwrap_or(i64::MAX);
         let rows = replicas
             .engine
             .query(
                 Line::Quick,
                 &BEAT,
                 &[
-                    &&*replicas.name, &replicas.incarnation, &epoch, &self.count, &applied, &self.began_us, &version,
-                    &config,
+                    &&*replicas.name, &replicas.incarnation, &epoch, &self.count, &applied, &self.began_us, &lease_ms,
+                    &version, &config,
                 ],
             )
             .await?;
@@ -171,6 +181,8 @@ impl BeatSender {
                 // Not `sent`: the epoch may have begun since, and members of the one before it may have got leases until then.
                 let seen = replicas.clock.boot();
                 replicas.fences.joined(id, head);
+                let rows = replicas.engine.query(Line::Quick, &LEASES, &[]).await?;
+                replicas.note_lease(rows.first().and_then(|row| row.get(0)));
                 self.others.clear();
                 replicas.join(Epoch { id, seen });
                 replicas.extend_lease(sent);
@@ -199,10 +211,11 @@ impl BeatSender {
         let rows = replicas.engine.query(Line::Quick, &NAMESAKE, &[&name]).await?;
         let Some(row) = rows.first() else { return Ok(()) };
         let (incarnation, beats): (Uuid, i64) = (row.get(0), row.get(1));
+        replicas.note_lease(row.get(2));
         let now = replicas.clock.boot();
         let seen = self.others.get(name).filter(|seen| seen.incarnation == incarnation && seen.beats == beats);
         let seen = seen.copied().unwrap_or(SeenBeat { incarnation, beats, at: now });
-        if now.saturating_sub(seen.at) > replicas.config.lease.mul_f64(RATES) {
+        if now.saturating_sub(seen.at) > replicas.longest_lease() {
             replicas.engine.execute(Line::Quick, &GONE, &[&name, &incarnation, &beats]).await?;
         }
         self.others.insert(name.to_owned(), seen);
@@ -222,7 +235,7 @@ impl BeatSender {
                 (row.get(0), row.get(1), row.get(2), row.get(3));
             let before = self.others.get(&name).filter(|seen| seen.incarnation == incarnation && seen.beats == beats);
             let beat = before.copied().unwrap_or(SeenBeat { incarnation, beats, at: now });
-            let is_silent = now.saturating_sub(beat.at) > replicas.config.lease.mul_f64(RATES);
+            let is_silent = now.saturating_sub(beat.at) > replicas.longest_lease();
             if is_silent
                 && !gone
                 && replicas.engine.execute(Line::Quick, &GONE, &[&name, &incarnation, &beats]).await? > 0
@@ -235,7 +248,7 @@ impl BeatSender {
             seen.insert(name, beat);
         }
         let joined = replicas.epoch.borrow().map(|epoch| epoch.seen);
-        let had_time = |joined| now.saturating_sub(joined) > replicas.config.lease.mul_f64(RATES);
+        let had_time = |joined| now.saturating_sub(joined) > replicas.longest_lease();
         if replicas.changes.note_members(&told, joined.is_some_and(had_time)) {
             replicas.board.want();
         }

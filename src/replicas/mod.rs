@@ -34,7 +34,7 @@ use self::cells::EngineClock;
 use self::changes::ReplicaChanges;
 use self::engine::Engine;
 use self::fences::{AckPolls, AppliedFences, FenceTarget};
-use self::members::BeatSender;
+use self::members::{BeatSender, outlasting};
 use self::permits::Permits;
 use self::roster::RosterBoard;
 use crate::clock::Clock;
@@ -103,6 +103,8 @@ pub struct Replicas {
     engine: Arc<Engine>,
     engine_clock: EngineClock,
     lease: Lease,
+    /// The longest lease of all replicas that this one has heard of, in milliseconds.
+    lease_max_ms: AtomicU64,
     epoch: watch::Sender<Option<Epoch>>,
     fences: AppliedFences,
     polls: AckPolls,
@@ -138,6 +140,7 @@ impl Replicas {
             engine,
             engine_clock: EngineClock::default(),
             lease: Lease::new(clock.clone()),
+            lease_max_ms: AtomicU64::new(0),
             changes: ReplicaChanges::new(clock.now()),
             board: RosterBoard::default(),
             clock,
@@ -158,7 +161,7 @@ impl Replicas {
         tasks.spawn_until_stop(replicas.clone().hear_fences(announced));
         tasks.spawn_until_stop(replicas.clone().acknowledge_fences());
         tasks.spawn_until_stop(replicas.clone().ask_for_fences());
-        tasks.spawn_until_stop(replicas.clone().prune_fences());
+        tasks.spawn_until_stop(replicas.clone().prune());
         tasks.spawn_until_stop(replicas.clone().poll_acks());
         tasks.spawn_until_stop(replicas.clone().fill_purses());
         Ok(replicas)
@@ -279,6 +282,18 @@ impl Replicas {
             self.engine_clock.forget();
             self.changes.note(ReplicaChange::NewEpoch(epoch.id));
         }
+    }
+
+    /// How long a lease of any replica lasts at most, by this machine's clock: they may have been configured with different ones.
+    fn longest_lease(&self) -> Duration {
+        let others = Duration::from_millis(self.lease_max_ms.load(Ordering::SeqCst));
+        outlasting(self.config.lease.max(others))
+    }
+
+    /// A replica has a lease this long.
+    fn note_lease(&self, lease_ms: Option<i64>) {
+        let lease_ms = lease_ms.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0);
+        self.lease_max_ms.fetch_max(lease_ms, Ordering::SeqCst);
     }
 
     /// A beat that was sent at this time since the machine's start gives a lease.

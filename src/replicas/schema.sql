@@ -5,10 +5,13 @@ create schema if not exists mg;
 -- Hard state: logged, and committed synchronously.
 
 create table if not exists mg.about (
-  one bool primary key default true check (one), version int not null, key_sha256 bytea not null);
+  one bool primary key default true check (one), key_sha256 bytea not null,
+  version int not null,               -- of this schema
+  works_with int not null default 1); -- makegates that were made for this version or a newer one can use it
 
 create table if not exists mg.replica (
-  name text primary key, incarnation uuid not null, joined timestamptz not null, left_at timestamptz);
+  name text primary key, incarnation uuid not null, joined timestamptz not null, left_at timestamptz,
+  lease_ms bigint not null);          -- the others count with the longest of all leases
 
 create table if not exists mg.write (
   id uuid primary key, request text not null,
@@ -64,7 +67,8 @@ create unlogged table if not exists mg.fence (
   seq bigint primary key, tags text[] not null, doubt_ms int, raised_by uuid not null, at timestamptz not null);
 create unlogged table if not exists mg.rate (caller text primary key, tat_ns bigint not null) with (fillfactor = 50);
 create unlogged table if not exists mg.bucket (
-  id text primary key, version bigint not null, state bytea not null) with (fillfactor = 30);
+  id text primary key, version bigint not null, state bytea not null, touched timestamptz not null default clock_timestamp())
+  with (fillfactor = 30);
 -- Not an identity: its sequence would be unlogged, too, and those of PostgreSQL 15 are broken on a promoted standby.
 create sequence if not exists mg.ticket;
 create unlogged table if not exists mg.turn (
@@ -80,7 +84,7 @@ create unique index if not exists turn_held on mg.turn (path) where held;
 --   taken:   another process with this name is alive;
 --   late:    a newer beat of this process was carried out before. This one is void: nobody hears its answer any more.
 create or replace function mg.beat(
-  me text, inc uuid, ep uuid, n bigint, done bigint, began_us bigint, release text, config text)
+  me text, inc uuid, ep uuid, n bigint, done bigint, began_us bigint, lease bigint, release text, config text)
 returns table (epoch uuid, verdict text, head bigint, seq bigint, tags text[], doubt_ms int,
   raised_by uuid)
 language plpgsql as $$
@@ -118,8 +122,9 @@ begin
       from (select 1) one left join mg.fence f on f.seq > done order by f.seq;
     return;
   end if;
-  insert into mg.replica (name, incarnation, joined) values (me, inc, clock_timestamp())
-    on conflict (name) do update set incarnation = excluded.incarnation, joined = excluded.joined, left_at = null;
+  insert into mg.replica (name, incarnation, joined, lease_ms) values (me, inc, clock_timestamp(), lease)
+    on conflict (name) do update set incarnation = excluded.incarnation, joined = excluded.joined, left_at = null,
+      lease_ms = excluded.lease_ms;
   insert into mg.member (replica, incarnation, beats, acked, started, version, config_sha256)
     values (me, inc, n, h, began, release, config)
     on conflict (replica) do update set incarnation = inc, beats = n, acked = h, slots_told = false, writes_told = false, gone = false,

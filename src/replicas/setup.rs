@@ -6,6 +6,8 @@ pub mod start;
 pub mod status;
 pub mod trial;
 
+use std::time::Duration;
+
 use tokio_postgres::error::SqlState;
 
 use super::engine::{EngineError, EngineSession};
@@ -60,8 +62,15 @@ pub async fn about(session: &EngineSession) -> Result<Option<SchemaAbout>, Engin
     if !exists.get::<_, bool>(0) {
         return Ok(None);
     }
-    let row = session.timed(session.query_opt("select version, key_sha256 from mg.about", &[])).await?;
-    Ok(row.map(|row| SchemaAbout { version: row.get(0), key_sha256: row.get(1) }))
+    let row = session.timed(session.query_opt(schema::ABOUT, &[])).await?;
+    Ok(row.as_ref().map(SchemaAbout::of))
+}
+
+/// The longest lease of all replicas that have not left, at least this one: their beats come as seldom as that.
+async fn longest_lease(session: &EngineSession, own: Duration) -> Result<Duration, EngineError> {
+    let sql = "select coalesce(max(lease_ms), 0) from mg.replica where left_at is null";
+    let row = session.timed(session.query_one(sql, &[])).await?;
+    Ok(own.max(Duration::from_millis(row.get::<_, i64>(0).try_into().unwrap_or(0))))
 }
 
 /// Makes the schema, or brings it up to date, as often as anybody likes.
@@ -81,11 +90,12 @@ pub async fn prepare(session: &EngineSession, key: &[u8; 32]) -> Result<SchemaCh
         let _over = session.timed(session.batch_execute("rollback")).await;
     }
     made.map_err(PrepareError::of)?;
-    let note = "insert into mg.about (version, key_sha256) values ($1, $2)
-                on conflict (one) do update set version = greatest(mg.about.version, excluded.version)
+    let note = "insert into mg.about (version, key_sha256, works_with) values ($1, $2, $3)
+                on conflict (one) do update set version = greatest(mg.about.version, excluded.version),
+                  works_with = greatest(mg.about.works_with, excluded.works_with)
                 where mg.about.key_sha256 = excluded.key_sha256";
     let key_sha256 = schema::key_sha256(key);
-    let noted = session.timed(session.execute(note, &[&VERSION, &key_sha256.as_slice()])).await;
+    let noted = session.timed(session.execute(note, &[&VERSION, &key_sha256.as_slice(), &schema::WORKS_WITH])).await;
     // Another replica may have been faster, with another key.
     if noted.map_err(PrepareError::of)? == 0 {
         return Err(PrepareError::Key);

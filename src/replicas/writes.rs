@@ -62,13 +62,22 @@ pub struct EarlierWrites {
     pub same_request: Option<KnownWrite>,
 }
 
+/// A write that this replica sends.
+#[derive(Clone, Debug)]
+pub struct WriteUnderWay {
+    /// The write.
+    pub write: Arc<SharedWrite>,
+    /// Its caller has been told that it is in doubt.
+    pub is_told: bool,
+}
+
 /// The writes of all replicas.
 #[derive(Debug)]
 pub struct SharedWrites {
     replicas: Arc<Replicas>,
     queue: WriteQueue,
     /// The writes of this replica whose intents may stand in the engine and whose ends it does not have yet.
-    under_way: Mutex<HashMap<Uuid, Arc<SharedWrite>>>,
+    under_way: Mutex<HashMap<Uuid, WriteUnderWay>>,
     /// The epoch in which all that was open before is known again, so that writes may go on.
     open_in: watch::Sender<Option<Uuid>>,
 }
@@ -93,7 +102,7 @@ impl SharedWrites {
         &self.replicas
     }
 
-    fn under_way(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<SharedWrite>>> {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<Uuid, WriteUnderWay>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -105,7 +114,7 @@ impl SharedWrites {
 
     /// All writes that this replica sends.
     #[must_use]
-    pub fn all_under_way(&self) -> Vec<Arc<SharedWrite>> {
+    pub fn all_under_way(&self) -> Vec<WriteUnderWay> {
         self.under_way().values().cloned().collect()
     }
 
@@ -159,7 +168,7 @@ impl SharedWrites {
     /// [`NotIntended`].
     pub async fn intend(&self, write: Arc<SharedWrite>) -> Result<(), NotIntended> {
         let (ack, acked) = oneshot::channel();
-        self.under_way().insert(write.id, write.clone());
+        self.under_way().insert(write.id, WriteUnderWay { write: write.clone(), is_told: false });
         self.queue.add_intent(QueuedIntent { write: write.clone(), ack });
         let answer = match tokio::time::timeout(INTENT_WAIT, acked).await {
             Ok(Ok(answer)) => answer,
@@ -177,6 +186,14 @@ impl SharedWrites {
                 Err(NotIntended::NoAnswer)
             }
         }
+    }
+
+    /// The caller of this request's write is told that it is in doubt, although the write goes on: from now on equal ones are held.
+    pub fn doubt_meanwhile(&self, request: &RequestId) {
+        let mut under_way = self.under_way();
+        let Some(one) = under_way.values_mut().find(|one| one.write.request == *request) else { return };
+        one.is_told = true;
+        self.queue.add_end(QueuedEnd::in_doubt_meanwhile(one.write.clone()));
     }
 
     /// Tells the engine how a write ended, as often as it takes. The receiver hears when the engine has it.
@@ -275,7 +292,9 @@ impl SharedWrites {
             Ok(()) => {
                 for end in &ends {
                     // Not before the engine has it: until then it is put into a new epoch as under way.
-                    self.under_way().remove(&end.write.id);
+                    if !end.goes_on {
+                        self.under_way().remove(&end.write.id);
+                    }
                     end.acknowledge();
                 }
                 true

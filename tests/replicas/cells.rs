@@ -111,7 +111,8 @@ async fn another_epoch_takes_nothing_and_is_open_when_all_have_put_back() {
     assert!(!cells.all_back(epoch).await.unwrap());
     cells.say_back(epoch).await.unwrap();
     assert!(cells.all_back(epoch).await.unwrap());
-    let missing = "insert into mg.replica (name, incarnation, joined) values ('b', gen_random_uuid(), now())";
+    let missing =
+        "insert into mg.replica (name, incarnation, joined, lease_ms) values ('b', gen_random_uuid(), now(), 1)";
     engine.sql(DATABASE, missing);
     assert!(!cells.all_back(epoch).await.unwrap(), "a replica that has not left is missing");
     engine.sql(DATABASE, "update mg.replica set left_at = now() where name = 'b'");

@@ -126,12 +126,13 @@ async fn init_makes_schema_and_key_once_and_no_replica_starts_without() {
     copy_key(one, two);
     says(0, two, &["replicas", "init"], &["already"]);
 
-    fleet.sql("update mg.about set version = 99");
+    fleet.sql("update mg.about set version = 99, works_with = 99");
     for words in [&["replicas", "init"] as &[&str], &["serve"], &["check", "--online"]] {
         says(2, one, words, &["version 99"]);
     }
-    says(2, one, &["serve"], &["makegate replicas init"]);
-    fleet.sql("update mg.about set version = 0");
+    says(2, one, &["serve"], &["start a newer makegate"]);
+    fleet.sql("update mg.about set version = 0, works_with = 0");
+    says(2, one, &["serve"], &["run `makegate replicas init`"]);
     says(0, one, &["replicas", "init"], &["has version 1 now, after 0"]);
     fleet.replicas[0].engine.set(LinkState::Cut);
     says(1, &fleet.replicas[0], &["replicas", "init"], &["cannot reach "]);
@@ -211,6 +212,14 @@ async fn status_tells_who_takes_part_and_leave_ends_it() {
         &["NAME", "replica-0", "replica-1", "live", "epoch: ", "PostgreSQL"],
     );
     says(1, &fleet.replicas[0], &["replicas", "leave"], &["another makegate is using the audit folder", "stop it"]);
+    edit(&fleet.replicas[0], "replica-0", "replica-1");
+    says(
+        2,
+        &fleet.replicas[0],
+        &["replicas", "leave"],
+        &["belongs to the replica replica-0, and replicas.name is replica-1"],
+    );
+    edit(&fleet.replicas[0], "replica-1", "replica-0");
     fleet.replicas[1].pause();
     wait("it is given up", async || state(&fleet, 1) != "live").await;
     fleet.replicas[1].resume();

@@ -47,6 +47,11 @@ async fn everything_works_behind_a_pooler() {
 }
 
 async fn write(fleet: &Fleet, body: &str) {
-    let reply = fleet.replicas[0].send(ALL, "PATCH", ORG, &[], body).await.unwrap();
-    assert_eq!(reply.status, 200, "{reply:?}\n{}", fleet.logs());
+    wait("it is written", async || {
+        let reply = fleet.replicas[0].send(ALL, "PATCH", ORG, &[], body).await.unwrap();
+        // Where the machine is busy, an intent may take too long.
+        assert!(reply.status == 200 || reply.code() == "MG241", "{reply:?}\n{}", fleet.logs());
+        reply.status == 200
+    })
+    .await;
 }

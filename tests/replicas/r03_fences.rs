@@ -123,6 +123,33 @@ async fn a_replica_that_was_stopped_for_a_while_shows_nothing_old() {
     }
 }
 
+/// A rolling restart with another `replicas.lease` is such a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_outlasts_the_lease_of_a_replica_whose_lease_is_longer() {
+    if !Postgres::available() {
+        return;
+    }
+    let mut fleet = FleetPlan { plan, replicas: 2, ..FleetPlan::default() }.start().await;
+    let other = &mut fleet.replicas[1];
+    assert_eq!(other.end(), Some(0));
+    let text = other.config_text();
+    assert!(text.contains("lease = \"2000ms\""), "{text}");
+    other.set_config_text(&text.replace("lease = \"2000ms\"", "lease = \"9s\""));
+    other.start().await;
+    fleet.settled().await;
+    for round in 0..3 {
+        primed(&fleet, 1).await;
+        fleet.replicas[1].engine.set(LinkState::Hold);
+        let name = format!("round {round}");
+        write(&fleet, &name).await;
+        for _ in 0..20 {
+            shows(&fleet, 1, &name, "its lease was longer than the writer's").await;
+        }
+        fleet.heal();
+        fleet.settled().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_of_the_engine_loses_no_fence() {
     if !Postgres::available() {

@@ -175,6 +175,36 @@ async fn a_write_of_a_replica_that_died_is_held_everywhere_and_sent_by_nobody() 
     }
 }
 
+/// Its answer waits for fences that the engine cannot give a place, until its caller hears that it is in doubt. In the next epoch writes
+/// go on before those fences are raised everywhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_caller_was_told_that_it_is_in_doubt_is_held_from_then_on() {
+    if !Postgres::available() {
+        return;
+    }
+    let plan = || Plan::default().set("upstream", "look = false\nwrite_deadline = \"8s\"\nwrite_attempt = \"2s\"");
+    let mut fleet = FleetPlan { plan, lease: Duration::from_secs(3), ..FleetPlan::default() }.start().await;
+    fleet.sandbox.fault(Fault::once("POST", LIST, FaultKind::Latency { ms: 700 }));
+    let tasks = Tasks::new();
+    let to = fleet.replicas[0].home.gateway;
+    let write = tasks.spawn(async move { attempt(to, "POST", LIST, &with_key(ALL, &[]), NEW).await });
+    wait("it is with Make", async || fleet.sandbox.received_of("POST", LIST).len() == 1).await;
+    fleet.engine.pause();
+    let told = write.await.unwrap().expect("an answer").expect(504);
+    assert_eq!(told.header("makegate-outcome"), Some("in-doubt"), "{told:?}");
+    fleet.engine.restart(Shutdown::Immediate);
+    // From the first answer on that is not about the engine, or the quota.
+    let mut first = post(&fleet, 1, None, LIST, NEW).await;
+    while [429, 503].contains(&first.status) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        first = post(&fleet, 1, None, LIST, NEW).await;
+    }
+    first.refused(409, "MG161");
+    assert_eq!(fleet.sandbox.received_of("POST", LIST).len(), 1);
+    // It took effect, which its own replica tells as soon as it can.
+    wait("nothing is in doubt", async || fleet.replicas[1].doubts().await.is_empty()).await;
+}
+
 /// A replica that has no lease, or had none for a while, may be one whose writes others look after: what waits there between its intent
 /// and its first byte is not sent any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

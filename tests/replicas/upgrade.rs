@@ -108,9 +108,12 @@ async fn who_cannot_take_part_is_told_why_and_answers_nothing() {
     };
     // Without a schema, or with that of another version.
     fleet.init();
-    fleet.sql("update mg.about set version = version + 1");
-    refused(&fleet, 0, "makegate replicas init");
     fleet.sql("update mg.about set version = version - 1");
+    refused(&fleet, 0, "makegate replicas init");
+    fleet.sql("update mg.about set version = version + 2, works_with = works_with + 1");
+    refused(&fleet, 0, "start a newer makegate");
+    // A newer one that this makegate can use: the next release has prepared it, and not every replica has been upgraded.
+    fleet.sql("update mg.about set works_with = works_with - 1");
     fleet.replicas[0].start().await;
     fleet.settled().await;
     // With another key.

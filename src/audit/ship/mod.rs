@@ -221,8 +221,9 @@ impl LogShipper {
     async fn find_position(&mut self) -> Result<(), ShipError> {
         let engine = &self.settings.engine;
         let mut position = self.place.position(engine).await?;
-        if !std::mem::replace(&mut self.is_checked, true) {
+        if !self.is_checked {
             position = self.check(position).await?;
+            self.is_checked = true;
         }
         if let Some(batch) = self.batch.take_if(|batch| batch.moves.0 != position.seq)
             && batch.moves.1 == position.seq

@@ -17,7 +17,7 @@ use crate::service::leave::{Left, leave};
 /// `[replicas]` from its configuration. Its quota begins as if it were used up, so the first minute is slow. A replica that comes back has
 /// joined again.
 ///
-/// Exit code 0: it has left; 1: its makegate still runs, or the database cannot be reached.
+/// Exit code 0: it has left; 1: its makegate still runs, or the database cannot be reached; 2: the folder is another replica's.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,11 +32,20 @@ impl LeaveCommand {
         let shared = SharedEngine::read(&self.config, color)?;
         let dir = shared.loaded.config.audit.dir.clone();
         let name = shared.name.clone();
-        if folder::joined_as(&dir).map_err(CommandFailure::failed)?.is_none() {
-            let dir = dir.display();
-            return Err(CommandFailure::failed(format!(
-                "the folder {dir} has not joined any replicas, or has left them"
-            )));
+        match folder::joined_as(&dir).map_err(CommandFailure::failed)? {
+            Some(joined) if *joined == *name => {}
+            Some(joined) => {
+                return Err(CommandFailure::usage(format!(
+                    "the folder {} belongs to the replica {joined}, and replicas.name is {name}: set it to {joined}",
+                    dir.display()
+                )));
+            }
+            None => {
+                return Err(CommandFailure::failed(format!(
+                    "the folder {} has not joined any replicas, or has left them",
+                    dir.display()
+                )));
+            }
         }
         let left = process::serve(async move {
             let left = leave(shared.loaded, Clock::system()).await;

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::shared::{shared_doubt, shared_end, uuid_of};
+use super::shared::{doubt_elsewhere, shared_doubt, shared_end, uuid_of};
 use super::writes_of_all::WritesOfAll;
 use crate::audit::{ADOPTED, AdoptedWrite, AuditLog, CannotRecord, Doubt, FieldHashes, Filter, Kind, Record};
 use crate::cache::Invalidation;
@@ -75,7 +75,7 @@ impl Gateway {
                 if done.is_ok() && expired.is_none_or(|at| self.clock.now() >= at + EXPIRE_INTERVAL) {
                     expired = Some(self.clock.now());
                     let age = self.policy().limits().idempotency_age;
-                    while shared.writes.expire(age).await.is_ok_and(|deleted| deleted >= 1_000) {}
+                    while shared.writes.expire(age, self.clock.wall()).await.is_ok_and(|deleted| deleted >= 1_000) {}
                 }
             } else {
                 pause = HEALING_ROUND;
@@ -136,14 +136,17 @@ impl HealingRound<'_> {
     pub(super) async fn reassert(&self) -> Result<HashSet<Uuid>, Unfinished> {
         let writes = &self.shared.writes;
         self.shared.turns.put_back(self.epoch).await?;
-        let under_way = writes.all_under_way().into_iter().map(|write| {
-            let end = SharedEnd { state: SharedState::UnderWay, done: None, answer: None };
-            (write, end)
-        });
         let doubts = self.doubts();
-        let in_doubt = doubts.iter().map(|(_, write)| (Arc::new(write.clone()), SharedEnd::IN_DOUBT));
-        let restored = writes.restore(&under_way.chain(in_doubt).collect::<Vec<_>>()).await?;
-        writes.doubt_own(&doubts.iter().map(|(_, write)| write.id).collect::<Vec<_>>()).await?;
+        let all = writes.all_under_way();
+        let told = all.iter().filter(|one| one.is_told).map(|one| one.write.id);
+        let in_doubt: Vec<_> = told.chain(doubts.iter().map(|(_, write)| write.id)).collect();
+        let under_way = all.iter().map(|one| {
+            let end = SharedEnd { state: SharedState::UnderWay, done: None, answer: None };
+            (one.write.clone(), if one.is_told { SharedEnd::IN_DOUBT } else { end })
+        });
+        let in_log = doubts.iter().map(|(_, write)| (Arc::new(write.clone()), SharedEnd::IN_DOUBT));
+        let restored = writes.restore(&under_way.chain(in_log).collect::<Vec<_>>()).await?;
+        writes.doubt_own(&in_doubt).await?;
         let keys = restore_keys(self.shared, self.log, self.answers).await?;
         if restored > 0 || keys > 0 {
             tracing::info!(
@@ -154,6 +157,7 @@ impl HealingRound<'_> {
         }
         let mut unknown = HashSet::new();
         self.correct(&mut unknown).await?;
+        self.fence_doubts_elsewhere().await?;
         writes.say_reasserted(self.epoch).await?;
         Ok(unknown)
     }
@@ -171,6 +175,13 @@ impl HealingRound<'_> {
             return Ok(());
         }
         let open_here = self.open_here();
+        let doubts: HashSet<_> = self.doubts().into_iter().map(|(_, write)| write.id).collect();
+        let is_news = |known: &&KnownWrite| known.state == SharedState::UnderWay && doubts.contains(&known.write.id);
+        let news: Vec<_> = open.iter().filter(is_news).map(|known| known.write.id).collect();
+        if !news.is_empty() {
+            // The engine did not take it, or had not heard that its sender lost its log: others must hold equal writes.
+            writes.doubt_own(&news).await?;
+        }
         let mut told = Vec::new();
         for known in open.into_iter().filter(|known| !open_here.contains(&known.write.id)) {
             let id = known.write.id;
@@ -187,6 +198,18 @@ impl HealingRound<'_> {
             }
         }
         join_all(told).await;
+        Ok(())
+    }
+
+    /// Fences here what may still change because of writes in doubt: those fences were raised before this replica joined.
+    async fn fence_doubts_elsewhere(&self) -> Result<(), Unfinished> {
+        let Some(gateway) = self.gateway else { return Ok(()) };
+        let policy = gateway.policy();
+        let cache = &policy.config.cache;
+        for known in self.shared.writes.doubts().await? {
+            let after = Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt };
+            gateway.fence_doubt(&doubt_elsewhere(&known), after).here_alone();
+        }
         Ok(())
     }
 
@@ -233,6 +256,11 @@ impl HealingRound<'_> {
         let id = known.write.id;
         if !self.shared.adopting().insert(id) {
             return Ok(());
+        }
+        if known.state == SharedState::UnderWay {
+            self.shared.writes.doubt_own(&[id]).await.inspect_err(|_| {
+                self.shared.adopting().remove(&id);
+            })?;
         }
         let recorded = record_adoption(self.log, known, self.clock.wall()).await;
         if !recorded.as_ref().is_err_and(|cannot| cannot.is_recorded()) {

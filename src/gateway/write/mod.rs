@@ -103,6 +103,9 @@ pub(crate) async fn write(
             recorder.outcome = Some(Outcome::InDoubt);
             // The task continues and records the outcome; until then, what the write touches may change.
             fence(gateway, &request, true, None).in_background(&gateway.tasks);
+            if let Some(shared) = &gateway.shared_writes {
+                shared.writes.doubt_meanwhile(&request.id);
+            }
             let why = AttemptError {
                 error: ProxyError::HttpResponseTimeout,
                 text: "no answer came before the deadline".into(),

@@ -15,8 +15,10 @@ const RETRY: Duration = Duration::from_millis(100);
 /// PostgreSQL's code for a raise in an epoch that is over (`schema.sql`).
 const ANOTHER_EPOCH: &str = "MG001";
 
-static RAISE: Statement =
-    Statement::new("select mg.raise($1, $2, $3, $4)", &[Type::UUID, Type::TEXT_ARRAY, Type::INT4, Type::UUID]);
+static RAISE: Statement = Statement::new(
+    "select mg.raise($1, $2, $3, $4), (select max(lease_ms) from mg.replica where left_at is null)",
+    &[Type::UUID, Type::TEXT_ARRAY, Type::INT4, Type::UUID],
+);
 
 /// A fence that has its place in an epoch's order.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +44,7 @@ impl Replicas {
     async fn raise_and_wait(&self, tags: &[String], kind: FenceKind) -> FenceWait {
         let placed = self.place(tags, kind).await;
         let returned = self.clock.boot();
-        let mut rule = WaitRule::new(self.config.lease, returned, placed, self.polls.begun());
+        let mut rule = WaitRule::new(self.longest_lease(), returned, placed, self.polls.begun());
         let mut polls = self.polls.subscribe();
         let mut waiting = None;
         loop {
@@ -78,8 +80,9 @@ impl Replicas {
             let doubt = kind.to_engine();
             match self.engine.query(Line::Quick, &RAISE, &[&epoch.id, &tags, &doubt, &self.incarnation]).await {
                 Ok(rows) => {
-                    if let Some(place) = rows.first().map(|row| row.get(0)) {
-                        return PlacedFence { epoch, place };
+                    if let Some(row) = rows.first() {
+                        self.note_lease(row.get(1));
+                        return PlacedFence { epoch, place: row.get(0) };
                     }
                 }
                 Err(EngineError::Failed { code, .. }) if code.code() == ANOTHER_EPOCH => {

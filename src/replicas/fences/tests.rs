@@ -110,7 +110,7 @@ fn announcements_are_read_as_the_engine_writes_them() {
 /// A fence with the place 7, raised 60 s after the epoch was first seen.
 fn rule(clock: &Clock, epoch_age: Duration) -> WaitRule {
     let epoch = Epoch { id: EPOCH, seen: clock.boot().checked_sub(epoch_age).unwrap() };
-    WaitRule::new(LEASE, clock.boot(), PlacedFence { epoch, place: 7 }, 3)
+    WaitRule::new(outlasting(LEASE), clock.boot(), PlacedFence { epoch, place: 7 }, 3)
 }
 
 fn poll(number: u64, least: Option<i64>) -> AckPoll {

@@ -11,7 +11,6 @@ use uuid::Uuid;
 use super::raise::PlacedFence;
 use crate::replicas::Replicas;
 use crate::replicas::engine::{Line, Statement};
-use crate::replicas::members::RATES;
 
 /// Pause between two polls: at first, and at most. Each poll makes it longer by a quarter; whoever comes makes it short again.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -50,7 +49,7 @@ pub(super) enum FenceWait {
 /// When a raised fence lets its writer answer. All times are since this machine's start.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WaitRule {
-    /// Another replica's lease, by this machine's clock.
+    /// How long another replica's lease may last by this machine's clock.
     lease: Duration,
     /// When the last lease that may not know of the fence is over.
     outlasted: Duration,
@@ -62,7 +61,6 @@ pub(super) struct WaitRule {
 impl WaitRule {
     /// For a fence that was placed before `returned`.
     pub(super) fn new(lease: Duration, returned: Duration, placed: PlacedFence, polls: u64) -> Self {
-        let lease = lease.mul_f64(RATES);
         Self { lease, outlasted: returned + lease, placed, polls }
     }
 

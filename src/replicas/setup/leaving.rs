@@ -29,7 +29,7 @@ pub async fn live_member(
     if before.is_empty() {
         return Ok(None);
     }
-    tokio::time::sleep(watch_time(lease)).await;
+    tokio::time::sleep(watch_time(super::longest_lease(session, lease).await?)).await;
     let now = members(session, own).await?;
     let has_beaten = now.into_iter().find(|member| !before.contains(member));
     Ok(has_beaten.map(|(name, incarnation, _)| LiveMember { name, incarnation }))

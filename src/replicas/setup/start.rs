@@ -24,14 +24,14 @@ async fn object(session: &EngineSession, settings: &ReplicasSettings) -> Result<
     if let Some(fault) = schema::fault(super::about(session).await?, Some(&settings.key)) {
         return Ok(Some(fault.to_string()));
     }
-    let (name, lease) = (&*settings.access.name, settings.config.lease);
+    let name = &*settings.access.name;
     let others = session.timed(session.query_opt(schema::OTHERS, &[&name])).await?.map_or(0, |row| row.get(0));
     if let Some(why) = schema::too_many(others, settings.config.max) {
         return Ok(Some(why));
     }
     let Some(before) = beat(session, name).await? else { return Ok(None) };
     // A process that was killed is a member until the others, or its successor, have missed its beats for a lease.
-    tokio::time::sleep(watch_time(lease)).await;
+    tokio::time::sleep(watch_time(super::longest_lease(session, settings.config.lease).await?)).await;
     let is_alive = beat(session, name).await?.is_some_and(|now| now != before);
     Ok(is_alive
         .then(|| format!("another makegate with the name {name} is running: give each replica its own replicas.name")))

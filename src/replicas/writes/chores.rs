@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::row::KnownWrite;
@@ -10,7 +11,6 @@ use super::{CHORE_MAX, SharedEnd, SharedWrite, SharedWrites, statements};
 use crate::ids::Fingerprint;
 use crate::replicas::Epoch;
 use crate::replicas::engine::{EngineError, Line, Parameters};
-use crate::replicas::members::RATES;
 
 /// For how many leases writes wait for members that are alive, and do not say what they know.
 const PATIENCE_LEASES: u32 = 6;
@@ -20,7 +20,7 @@ impl SharedWrites {
     #[must_use]
     pub fn is_settled(&self, epoch: &Epoch) -> bool {
         let age = self.replicas.clock.boot().saturating_sub(epoch.seen);
-        age > self.replicas.config().lease.mul_f64(RATES)
+        age > self.replicas.longest_lease()
     }
 
     /// Open writes of replicas that are gone become doubts of this replica. `also_doubts`: also what is in doubt already.
@@ -100,15 +100,17 @@ impl SharedWrites {
         let rows = self.replicas.engine().query(Line::Quick, &statements::ALL_REASSERTED, &[&epoch.id]).await?;
         let (all, alive) = rows.first().map_or((false, false), |row| (row.get(0), row.get(1)));
         let age = self.replicas.clock.boot().saturating_sub(epoch.seen);
-        Ok(all || self.is_settled(epoch) && (alive || age > self.replicas.config().lease * PATIENCE_LEASES))
+        Ok(all || self.is_settled(epoch) && (alive || age > self.replicas.longest_lease() * PATIENCE_LEASES))
     }
 
-    /// Deletes some rows of writes that ended longer ago than this. Returns how many.
+    /// Deletes some rows of writes that ended longer ago than this by the engine's clock and by this machine's, which shows `now`: one of
+    /// them may be wrong for a while. Returns how many.
     ///
     /// # Errors
     /// The engine does not answer.
-    pub async fn expire(&self, age: Duration) -> Result<u64, EngineError> {
-        self.replicas.engine().execute(Line::Bulk, &statements::EXPIRE, &[&age.as_secs_f64()]).await
+    pub async fn expire(&self, age: Duration, now: Timestamp) -> Result<u64, EngineError> {
+        let parameters: Parameters<'_> = &[&age.as_secs_f64(), &now.as_microsecond()];
+        self.replicas.engine().execute(Line::Bulk, &statements::EXPIRE, parameters).await
     }
 
     /// Ended writes with keys and their answers, by their keys, after this one.

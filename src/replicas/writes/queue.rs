@@ -31,13 +31,25 @@ pub(super) struct QueuedIntent {
 pub(super) struct QueuedEnd {
     pub(super) write: Arc<SharedWrite>,
     pub(super) end: Arc<SharedEnd>,
+    /// Whether the write goes on, and will end once more.
+    pub(super) goes_on: bool,
     pub(super) ack: Arc<Mutex<Option<oneshot::Sender<()>>>>,
 }
 
 impl QueuedEnd {
     pub(super) fn new(write: Arc<SharedWrite>, end: SharedEnd) -> (Self, oneshot::Receiver<()>) {
         let (ack, acked) = oneshot::channel();
-        (Self { write, end: Arc::new(end), ack: Arc::new(Mutex::new(Some(ack))) }, acked)
+        (Self { write, end: Arc::new(end), goes_on: false, ack: Arc::new(Mutex::new(Some(ack))) }, acked)
+    }
+
+    /// In doubt, until its own end is told.
+    pub(super) fn in_doubt_meanwhile(write: Arc<SharedWrite>) -> Self {
+        Self { goes_on: true, ..Self::new(write, SharedEnd::IN_DOUBT).0 }
+    }
+
+    /// Whether `later` says more of the same write.
+    fn is_outdated_by(&self, later: &Self) -> bool {
+        self.goes_on && self.write.id == later.write.id
     }
 
     pub(super) fn acknowledge(&self) {
@@ -71,13 +83,18 @@ impl WriteQueue {
     }
 
     pub(super) fn add_end(&self, end: QueuedEnd) {
-        self.waiting().ends.push(end);
+        let mut waiting = self.waiting();
+        // One statement says one thing of each write.
+        waiting.ends.retain(|earlier| !earlier.is_outdated_by(&end));
+        waiting.ends.push(end);
+        drop(waiting);
         self.came.notify_one();
     }
 
     /// Puts back ends that the engine did not take.
     pub(super) fn put_back(&self, mut ends: Vec<QueuedEnd>) {
         let mut waiting = self.waiting();
+        ends.retain(|earlier| !waiting.ends.iter().any(|later| earlier.is_outdated_by(later)));
         ends.append(&mut waiting.ends);
         waiting.ends = ends;
     }

@@ -186,9 +186,10 @@ pub(super) static ALL_REASSERTED: Statement = Statement::new(
 
 pub(super) static EXPIRE: Statement = Statement::new(
     "delete from mg.write where id in (select w.id from mg.write w \
-       where w.ended < clock_timestamp() - make_interval(secs => $1) and w.state in ('e', 'n') \
+       where w.ended < least(clock_timestamp(), timestamptz 'epoch' + $2 * interval '1 microsecond') - make_interval(secs => $1) \
+         and w.state in ('e', 'n') \
        order by w.ended limit 1000 for update skip locked)",
-    &[Type::FLOAT8],
+    &[Type::FLOAT8, Type::INT8],
 );
 
 /// Ended writes with keys that are newer than this many seconds, after this key.

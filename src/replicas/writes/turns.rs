@@ -48,10 +48,11 @@ static TAKE: Statement = Statement::new(
        and not exists (select from mg.turn o where o.path = $1 and o.ticket <> $2 and (o.held or o.ticket < $2))",
     &[Type::TEXT, Type::INT8, Type::TEXT, Type::UUID, Type::UUID],
 );
-/// Puts back a turn that was held in an earlier epoch.
+/// Puts back a turn that was held in an earlier epoch; it may be there already, if an answer was lost.
 static PUT_BACK: Statement = Statement::new(
     "insert into mg.turn (path, held, replica, incarnation, draw) select $1, true, $2, $3, $5 \
-     where exists (select from mg.epoch e where e.id = $4) on conflict (path) where held do nothing returning ticket",
+     where exists (select from mg.epoch e where e.id = $4) on conflict (path) where held \
+       do update set draw = mg.turn.draw where mg.turn.replica = $2 and mg.turn.incarnation = $3 returning ticket",
     &[Type::TEXT, Type::TEXT, Type::UUID, Type::UUID, Type::INT8],
 );
 /// All tickets of this replica for these paths, up to a draw of each: carried out late, after its connection was given up, this takes away

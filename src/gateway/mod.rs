@@ -40,5 +40,5 @@ pub use last_uses::recall_last_uses;
 pub use response::AnswerBody;
 pub use state::{Engines, Gateway};
 pub use write::healing::Unfinished;
-pub use write::leaving::{LeftWrites, leave_writes};
+pub use write::leaving::{LeftWrites, leave_writes, tell_writes};
 pub(crate) use write::shared;

@@ -10,7 +10,7 @@ use super::{RELEASE, StartError};
 use crate::audit::{AuditLog, LogSharing};
 use crate::clock::Clock;
 use crate::config::{Config, LoadedConfig};
-use crate::gateway::{KeyLogAdapter, LeftWrites, leave_writes};
+use crate::gateway::{KeyLogAdapter, LeftWrites, Unfinished, leave_writes, tell_writes};
 use crate::idempotency::IdempotencyStore;
 use crate::replicas::engine::EngineSession;
 use crate::replicas::schema;
@@ -64,11 +64,14 @@ pub async fn leave(read: LoadedConfig, clock: Clock) -> Result<Left, StartError>
     let successor = leaving::live_member(&session, &name, section.lease).await.map_err(StartError::failed)?;
     let left = match successor {
         Some(to) => {
+            let told = async |replicas: &_, answers: &_| tell_writes(replicas, &log, answers, &clock).await;
+            take_part(&config, settings, &log, &clock, told).await?;
             let doubts = leaving::hand_over(&session, &name, &to).await.map_err(StartError::failed)?;
             Left::Others { successor: to.name, doubts }
         }
         None => {
-            let LeftWrites { adopted, keys } = take_over(&config, settings, &log, &clock).await?;
+            let taken = async |replicas: &_, answers: &_| leave_writes(replicas, &log, answers, &clock).await;
+            let LeftWrites { adopted, keys } = take_part(&config, settings, &log, &clock, taken).await?;
             leaving::end_all(&session).await.map_err(StartError::failed)?;
             Left::Last { adopted, keys }
         }
@@ -78,24 +81,24 @@ pub async fn leave(read: LoadedConfig, clock: Clock) -> Result<Left, StartError>
     Ok(left)
 }
 
-/// Takes over what the others left: their open writes are in this log afterwards, their answers in this folder.
-async fn take_over(
+/// Takes part once more, for this work on writes and answers.
+async fn take_part<T>(
     config: &Config,
     settings: ReplicasSettings,
     log: &Arc<AuditLog>,
     clock: &Clock,
-) -> Result<LeftWrites, StartError> {
+    work: impl AsyncFnOnce(&Arc<Replicas>, &IdempotencyStore) -> Result<T, Unfinished>,
+) -> Result<T, StartError> {
     let keys = Arc::new(KeyLogAdapter::new(log.clone(), clock.clone()));
     let answers = IdempotencyStore::open(&config.audit, &config.limits, clock.clone(), keys);
     let answers = answers.map_err(StartError::failed)?;
     let tasks = Tasks::new();
     let replicas = Replicas::start(settings, RELEASE, clock.clone(), &tasks).map_err(StartError::configuration)?;
-    let taken = clock.timeout(TAKE_OVER_MAX, leave_writes(&replicas, log, &answers, clock)).await;
+    let done = clock.timeout(TAKE_OVER_MAX, work(&replicas, &answers)).await;
     replicas.leave().await;
     tasks.stop();
     answers.close().await;
-    taken
-        .ok_or_else(|| StartError::failed("the database did not let this replica join within 5 minutes"))?
+    done.ok_or_else(|| StartError::failed("the database did not let this replica join within 5 minutes"))?
         .map_err(StartError::failed)
 }
 

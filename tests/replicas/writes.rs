@@ -204,6 +204,20 @@ async fn who_was_killed_before_the_engine_heard_the_end_tells_it_later() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_tells_what_only_its_log_knows() {
+    if !Postgres::available() {
+        return;
+    }
+    let mut fleet = FleetPlan { plan: no_looks, replicas: 2, ..FleetPlan::default() }.start().await;
+    killed_before_the_engine_heard_the_end(&mut fleet, &["x-request-id: ended"], "ended").await;
+    let told = fleet.replicas[0].command(&["leave"]).unwrap();
+    assert!(told.contains("replica-1 takes over its open writes (0 in doubt)"), "{told}");
+    let b = &fleet.replicas[1];
+    wait("the other one hears how it ended", async || settlements(b).len() == 1).await;
+    assert_eq!(settlements(b)[0]["outcome"], "done");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_engine_forgot_it_learns_from_the_replicas() {
     if !Postgres::available() {
         return;

@@ -1,4 +1,5 @@
-//! From several replicas to one: whoever stays takes over what the others left, and keeps their answers itself.
+//! Fewer replicas: whoever leaves tells what only its log knows. The last one takes over what the others left, and keeps their answers
+//! itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,28 @@ pub struct LeftWrites {
     pub adopted: usize,
     /// Idempotency keys, with their answers where those were kept.
     pub keys: usize,
+}
+
+/// Tells the engine what only this replica's log and store know: ends, doubts, and idempotency keys with their answers.
+///
+/// # Errors
+/// The engine, the log or the store does not answer.
+pub async fn tell_writes(
+    replicas: &Arc<Replicas>,
+    log: &Arc<AuditLog>,
+    answers: &IdempotencyStore,
+    clock: &Clock,
+) -> Result<(), Unfinished> {
+    let shared = WritesOfAll::start(replicas);
+    let epoch = loop {
+        let known = *replicas.epoch().borrow();
+        match known {
+            Some(epoch) => break epoch,
+            None => clock.sleep_until(clock.now() + LOOK).await,
+        }
+    };
+    let round = HealingRound { log, answers, shared: &shared, epoch: &epoch, clock, gateway: None };
+    round.reassert().await.map(drop)
 }
 
 /// Takes over all open writes of replicas that are gone, and copies all idempotency keys and answers into this replica's own store. Waits

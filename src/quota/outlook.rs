@@ -57,7 +57,9 @@ impl fmt::Display for QuotaOutlook {
         match waits_for {
             WaitsFor::Closed => {
                 f.write_str("Nothing is sent for a while, because Make itself answered 429 for this quota, ")?;
-                f.write_str("or because makegate does not know what was sent before it started")
+                f.write_str(
+                    "or because makegate does not know yet what it, or another replica, has sent in the last minute",
+                )
             }
             WaitsFor::Spent => {
                 write!(f, "Make's quota of {limit}/min is used up; this caller has had {spent} (its share: {share})")

@@ -1,5 +1,7 @@
 //! Another primary: a promoted standby, which has every write if commits waited for it, and is told by the replicas what it lacks if not.
 
+use std::time::Duration;
+
 use makegate::sandbox::{Fault, FaultKind};
 
 use crate::support::fleet::{DATABASE, Fleet, FleetPlan, wait};
@@ -35,7 +37,7 @@ async fn keyed(fleet: &Fleet, replica: usize) -> crate::support::Reply {
     fleet.replicas[replica].send(ALL, "POST", LIST, &["idempotency-key: k"], NEW).await.unwrap()
 }
 
-/// A write that is done, and one in doubt. What may be forgotten is made after `then`.
+/// A write that is done, by the first replica, and one in doubt, by the second.
 async fn writes(fleet: &Fleet) -> (Vec<u8>, String) {
     let done = keyed(fleet, 0).await.expect(200);
     fleet.sandbox.fault(Fault::once("POST", LIST, FaultKind::Reset { effect: true }));
@@ -73,9 +75,24 @@ async fn a_standby_that_commits_waited_for_has_every_write() {
     }
     let (mut fleet, standby, _links) = fleet(Replication::Synchronous).await;
     let writes = writes(&fleet).await;
-    // Its owners are gone as well: the engine alone knows.
+    // Those who sent them are gone as well: the engine alone knows.
+    let (body, doubt) = writes;
+    fleet.replicas[..2].iter_mut().for_each(|replica| replica.kill());
     fleet.engine.stop(Shutdown::Immediate);
-    check(&mut fleet, standby, writes).await;
+    standby.promote();
+    fleet.engine = standby;
+    fleet.settled().await;
+    let mut again = keyed(&fleet, 2).await;
+    while again.status == 503 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        again = keyed(&fleet, 2).await;
+    }
+    let again = again.expect(200);
+    assert_eq!((again.header("idempotent-replayed"), &again.body), (Some("true"), &body));
+    let equal = NEW.replace("\"n\"", "\"d\"");
+    let held = fleet.replicas[2].send(ALL, "POST", LIST, &[], &equal).await.unwrap().refused(409, "MG161");
+    assert!(held.text().contains(&doubt), "{held:?}");
+    assert_eq!(fleet.sandbox.received_of("POST", LIST).len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -39,6 +39,7 @@ mod record_queries;
 mod records;
 mod rounds;
 mod shared_log;
+mod tls;
 mod turns;
 mod upgrade;
 mod write_rows;

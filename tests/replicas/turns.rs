@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use makegate::replicas::Epoch;
 use makegate::replicas::writes::turns::{SharedTurn, SharedTurns};
 use makegate::sandbox::{Fault, FaultKind};
 use makegate::tasks::Tasks;
@@ -189,8 +190,19 @@ async fn a_ticket_that_is_drawn_too_late_goes_back_and_none_is_drawn_in_another_
         assert_eq!(engine.sql(DATABASE, tickets), left);
     }
 
-    let own = engine.sql(DATABASE, "select id from mg.epoch");
-    engine.sql(DATABASE, "update mg.epoch set id = gen_random_uuid()");
+    // What was put back by a statement whose answer was lost is this replica's own.
+    let turn = holder.turn().await;
+    engine.sql(DATABASE, "update mg.turn set ticket = nextval('mg.ticket')");
+    let id = engine.sql(DATABASE, "update mg.epoch set id = gen_random_uuid() returning id").parse().unwrap();
+    holder.turns.put_back(&Epoch { id, ..holder.one.epoch() }).await.unwrap();
+    for _ in 0..3 {
+        holder.turns.give_back_strays().await.unwrap();
+    }
+    assert_eq!(engine.sql(DATABASE, HELD_BY), "a", "it was taken for a stray");
+    drop(turn);
+    wait("it is given back", async || engine.sql(DATABASE, tickets) == "0").await;
+
+    let own = holder.one.epoch().id;
     let (turn, ()) = tokio::join!(holder.turn(), async {
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(engine.sql(DATABASE, tickets), "0", "drawn in another epoch");

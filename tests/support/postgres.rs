@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -259,6 +259,22 @@ impl Postgres {
     /// What the server wrote into its log.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.keep.dir.join("log")).unwrap_or_default()
+    }
+
+    /// Shows this certificate from its next start on.
+    pub(crate) fn use_tls(&mut self, certificate: &[u8], key: &[u8]) {
+        for (setting, name, bytes) in
+            [("ssl_cert_file", "server.crt", certificate), ("ssl_key_file", "server.key", key)]
+        {
+            let file = self.keep.dir.join(name);
+            std::fs::write(&file, bytes).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+            if let Some((user, group)) = unprivileged() {
+                chown(&file, Some(user), Some(group)).unwrap();
+            }
+            self.settings.push(format!("{setting}={}", file.display()));
+        }
+        self.settings.push("ssl=on".to_owned());
     }
 
     /// Starts it where it was stopped, and waits until it answers.

@@ -282,7 +282,6 @@ async fn a_cut_tail_shows_in_the_other_replicas_logs() {
     victim.shipped().await;
     victim.close().await;
     let witness = open(1);
-    witness.ship();
     witness.replicas.engine().connected(Line::Bulk).await;
     let mut newest = stored_head(&folder).unwrap();
     for end in 0.. {
@@ -298,6 +297,7 @@ async fn a_cut_tail_shows_in_the_other_replicas_logs() {
         again.close().await;
         newest = stored_head(&folder).unwrap();
     }
+    witness.ship();
     witness.shipped().await;
     let noted = loop {
         let noted = lines(&dirs[1].path().join("audit")).into_iter().find(|line| line.contains("\"event\":\"heads\""));

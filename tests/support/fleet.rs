@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use makegate::clock::Clock;
@@ -223,7 +223,16 @@ impl Replica {
 
     /// What it says when it does not start.
     pub(crate) fn refuses_to_start(&self) -> String {
-        let output = self.home.command().output().unwrap();
+        let mut process = self.home.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        for _ in 0..1_200 {
+            if process.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // One that goes on although it must not is ended.
+        let _has_ended = process.kill();
+        let output = process.wait_with_output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "{told}");
         told

@@ -137,6 +137,13 @@ impl Gateway {
         self.raise(tags.unwrap_or_default(), after)
     }
 
+    /// Fences what a write in doubt may still change.
+    pub(crate) fn fence_in_doubt(&self, doubt: &Doubt) -> RaisedFence {
+        let policy = self.policy();
+        let cache = &policy.config.cache;
+        self.fence_doubt(doubt, Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt })
+    }
+
     /// Whether memory may answer a read that arrived before this call.
     pub(crate) fn memory_use(&self) -> MemoryUse {
         match &self.replicas {

@@ -179,8 +179,7 @@ impl Gateway {
             self.cache.raise::<&str>(&[], Invalidation::Settled { settle: cache.settle });
         }
         for doubt in &recovered.doubts {
-            let after = Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt };
-            self.fence_doubt(doubt, after).in_background(&self.tasks);
+            self.fence_in_doubt(doubt).in_background(&self.tasks);
         }
     }
 

@@ -41,7 +41,7 @@ static NAMESAKE: Statement = Statement::new(
      where m.replica = $1 and not m.gone",
     &[Type::TEXT],
 );
-static LEASES: Statement = Statement::new("select max(lease_ms) from mg.replica where left_at is null", &[]);
+static LONGEST_LEASE: Statement = Statement::new(schema::LONGEST_LEASE, &[]);
 static GONE: Statement = Statement::new(
     "update mg.member set gone = true where replica = $1 and incarnation = $2 and beats = $3 and not gone",
     &[Type::TEXT, Type::UUID, Type::INT8],
@@ -181,7 +181,7 @@ impl BeatSender {
                 // Not `sent`: the epoch may have begun since, and members of the one before it may have got leases until then.
                 let seen = replicas.clock.boot();
                 replicas.fences.joined(id, head);
-                let rows = replicas.engine.query(Line::Quick, &LEASES, &[]).await?;
+                let rows = replicas.engine.query(Line::Quick, &LONGEST_LEASE, &[]).await?;
                 replicas.note_lease(rows.first().and_then(|row| row.get(0)));
                 self.others.clear();
                 replicas.join(Epoch { id, seen });

@@ -39,6 +39,9 @@ pub enum SchemaFault {
     Key,
 }
 
+/// The longest lease of all replicas that have not left, in milliseconds.
+pub(super) const LONGEST_LEASE: &str = "select max(lease_ms) from mg.replica where left_at is null";
+
 /// How many replicas there are beside the one with this name.
 pub(super) const OTHERS: &str = "select count(*) from mg.replica where left_at is null and name <> $1";
 

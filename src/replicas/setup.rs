@@ -68,9 +68,9 @@ pub async fn about(session: &EngineSession) -> Result<Option<SchemaAbout>, Engin
 
 /// The longest lease of all replicas that have not left, at least this one: their beats come as seldom as that.
 async fn longest_lease(session: &EngineSession, own: Duration) -> Result<Duration, EngineError> {
-    let sql = "select coalesce(max(lease_ms), 0) from mg.replica where left_at is null";
-    let row = session.timed(session.query_one(sql, &[])).await?;
-    Ok(own.max(Duration::from_millis(row.get::<_, i64>(0).try_into().unwrap_or(0))))
+    let row = session.timed(session.query_one(schema::LONGEST_LEASE, &[])).await?;
+    let longest_ms = row.get::<_, Option<i64>>(0).and_then(|ms| ms.try_into().ok()).unwrap_or(0);
+    Ok(own.max(Duration::from_millis(longest_ms)))
 }
 
 /// Makes the schema, or brings it up to date, as often as anybody likes.

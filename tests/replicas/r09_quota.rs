@@ -133,25 +133,27 @@ async fn a_step_that_only_idle_replicas_could_notice_brings_no_slot_back() {
         })
         .await;
     }
-    // One that has asked for nothing yet knows the clock from its beats alone; one that starts after the step knows nothing.
-    for (target, seconds) in [(ORG, 300), (OTHER, 600)] {
-        assert_eq!(fleet.replicas[1].end(), Some(0));
-        if target == OTHER {
-            let steps = "makegate_replicas_engine_clock_steps_total";
-            let before = fleet.replicas[0].metric(steps).await.unwrap();
-            fleet.engine.step_clock(seconds);
-            wait("the step is noticed", async || fleet.replicas[0].metric(steps).await.unwrap() > before).await;
-        }
-        fleet.replicas[1].start().await;
-        fleet.settled().await;
-        if target == ORG {
-            fleet.engine.step_clock(seconds);
-        }
+    let ask = async |fleet: &Fleet, target| {
         for running in [&fleet.replicas[1..], &fleet.replicas] {
             hammer(running, target, LIMIT).await;
-            check(&fleet);
+            check(fleet);
         }
-    }
+    };
+    // One that has asked for nothing yet knows the clock from its beats alone.
+    assert_eq!(fleet.replicas[1].end(), Some(0));
+    fleet.replicas[1].start().await;
+    fleet.settled().await;
+    fleet.engine.step_clock(300);
+    ask(&fleet, ORG).await;
+    // One that starts after the step knows nothing.
+    assert_eq!(fleet.replicas[1].end(), Some(0));
+    let steps = "makegate_replicas_engine_clock_steps_total";
+    let before = fleet.replicas[0].metric(steps).await.unwrap();
+    fleet.engine.step_clock(600);
+    wait("the step is noticed", async || fleet.replicas[0].metric(steps).await.unwrap() > before).await;
+    fleet.replicas[1].start().await;
+    fleet.settled().await;
+    ask(&fleet, OTHER).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

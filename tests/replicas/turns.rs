@@ -97,6 +97,12 @@ impl Holder {
         Self { one, turns }
     }
 
+    /// Takes a turn and gives it back: the connection has prepared the statements then, so that one message is all that each takes.
+    async fn prepare(&self, engine: &Postgres) {
+        drop(self.turn().await);
+        wait("it is given back", async || engine.sql(DATABASE, TICKETS) == "0").await;
+    }
+
     async fn turn(&self) -> SharedTurn {
         let (path, term) = (Arc::from(PATH), self.one.replicas.lease().term().expect("a lease"));
         let turn = self.turns.turn(&path, term);
@@ -105,6 +111,7 @@ impl Holder {
 }
 
 const PATH: &str = "/api/v2/organizations/11";
+const TICKETS: &str = "select count(*) from mg.turn";
 const HELD_BY: &str = "select replica from mg.turn where held";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -114,9 +121,7 @@ async fn what_is_given_back_late_is_no_ticket_that_was_drawn_since() {
     }
     let mut engine = engine(&KEY);
     let holder = Holder::join("a", &engine).await;
-    // The connection has prepared the statement, so that one message is all it takes.
-    drop(holder.turn().await);
-    wait("it is given back", async || engine.sql(DATABASE, HELD_BY).is_empty()).await;
+    holder.prepare(&engine).await;
     let turn = holder.turn().await;
     let before = engine.backends(DATABASE);
     engine.pause_backends(DATABASE);
@@ -173,21 +178,18 @@ async fn a_ticket_that_is_drawn_too_late_goes_back_and_none_is_drawn_in_another_
     }
     let mut engine = engine(&KEY);
     let holder = Holder::join("a", &engine).await;
-    // The connection has prepared the statement, so that one message is all it takes.
-    drop(holder.turn().await);
-    let tickets = "select count(*) from mg.turn";
-    wait("it is given back", async || engine.sql(DATABASE, tickets) == "0").await;
+    holder.prepare(&engine).await;
     engine.pause_backends(DATABASE);
     let term = holder.one.replicas.lease().term().expect("a lease");
     assert!(holder.turns.turn(&PATH.into(), term).await.is_err(), "nobody answers");
     let again = holder.turn().await;
     drop(again);
-    wait("that one is given back", async || engine.sql(DATABASE, tickets) == "0").await;
+    wait("that one is given back", async || engine.sql(DATABASE, TICKETS) == "0").await;
     engine.resume();
-    wait("the first one is drawn", async || engine.sql(DATABASE, tickets) == "1").await;
+    wait("the first one is drawn", async || engine.sql(DATABASE, TICKETS) == "1").await;
     for left in ["1", "0"] {
         holder.turns.give_back_strays().await.unwrap();
-        assert_eq!(engine.sql(DATABASE, tickets), left);
+        assert_eq!(engine.sql(DATABASE, TICKETS), left);
     }
 
     // What was put back by a statement whose answer was lost is this replica's own.
@@ -200,12 +202,12 @@ async fn a_ticket_that_is_drawn_too_late_goes_back_and_none_is_drawn_in_another_
     }
     assert_eq!(engine.sql(DATABASE, HELD_BY), "a", "it was taken for a stray");
     drop(turn);
-    wait("it is given back", async || engine.sql(DATABASE, tickets) == "0").await;
+    wait("it is given back", async || engine.sql(DATABASE, TICKETS) == "0").await;
 
     let own = holder.one.epoch().id;
     let (turn, ()) = tokio::join!(holder.turn(), async {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert_eq!(engine.sql(DATABASE, tickets), "0", "drawn in another epoch");
+        assert_eq!(engine.sql(DATABASE, TICKETS), "0", "drawn in another epoch");
         engine.sql(DATABASE, &format!("update mg.epoch set id = '{own}'"));
     });
     assert_eq!(engine.sql(DATABASE, HELD_BY), "a");

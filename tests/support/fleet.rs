@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use makegate::clock::Clock;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::link::{Link, LinkState};
 use super::postgres::Postgres;
-use super::process::{Home, Process, binary};
+use super::process::{Home, Process, binary, output_of};
 use super::{ALL, OPERATOR, Plan, Reply, TOKEN, attempt, records_in, with_key};
 
 /// The database that the replicas share.
@@ -223,16 +223,7 @@ impl Replica {
 
     /// What it says when it does not start.
     pub(crate) fn refuses_to_start(&self) -> String {
-        let mut process = self.home.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        for _ in 0..1_200 {
-            if process.try_wait().unwrap().is_some() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        // One that goes on although it must not is ended.
-        let _has_ended = process.kill();
-        let output = process.wait_with_output().unwrap();
+        let output = output_of(&mut self.home.command());
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "{told}");
         told
@@ -241,7 +232,7 @@ impl Replica {
     /// Runs `makegate replicas COMMAND` for it; what it said, if it succeeded.
     pub(crate) fn command(&self, words: &[&str]) -> Result<String, String> {
         let mut command = Command::new(binary());
-        let output = command.arg("replicas").args(words).arg("--config").arg(self.config()).output().unwrap();
+        let output = output_of(command.arg("replicas").args(words).arg("--config").arg(self.config()));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -10,6 +10,19 @@ use makegate::clock::Clock;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Plan, attempt, new_dir};
+
+/// Runs a command to its end. One that goes on although it must not is ended after a minute.
+pub(crate) fn output_of(command: &mut Command) -> Output {
+    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    for _ in 0..1_200 {
+        if process.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let _has_ended = process.kill();
+    process.wait_with_output().unwrap()
+}
 
 /// The binary that tests start: the one that Cargo built with them, or the one that `MAKEGATE_TEST_BINARY` names.
 pub(crate) fn binary() -> PathBuf {

@@ -222,9 +222,8 @@ impl Doubts {
     }
 
     /// All writes that are under way or in doubt, oldest first.
-    #[must_use]
-    pub fn open_writes(&self) -> Vec<Doubt> {
-        self.open().writes.list().map(|write| write.doubt.clone()).collect()
+    pub(crate) fn open_writes(&self) -> Vec<OpenWrite> {
+        self.open().writes.list().cloned().collect()
     }
 
     /// The intents of all writes in doubt.

@@ -1,7 +1,7 @@
 //! What this replica does for the writes of all: it tells a new epoch what the engine may lack, and adopts writes of replicas that are
 //! gone.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +11,7 @@ use uuid::Uuid;
 
 use super::shared::{doubt_elsewhere, shared_doubt, shared_end, uuid_of};
 use super::writes_of_all::WritesOfAll;
-use crate::audit::{ADOPTED, AdoptedWrite, AuditLog, CannotRecord, Doubt, FieldHashes, Filter, Kind, Record};
-use crate::cache::Invalidation;
+use crate::audit::{ADOPTED, AdoptedWrite, AuditLog, CannotRecord, FieldHashes, Filter, Kind, Record};
 use crate::clock::Clock;
 use crate::gateway::state::Gateway;
 use crate::idempotency::{EndedKey, IdempotencyStore, KeyedWrite};
@@ -108,12 +107,13 @@ pub(super) struct HealingRound<'g> {
 impl HealingRound<'_> {
     async fn carry_out(&self, told: &mut ToldEpoch) -> Result<(), Unfinished> {
         let writes = &self.shared.writes;
-        if told.epoch.as_ref() != Some(self.epoch) {
+        if told.epoch.as_ref() == Some(self.epoch) {
+            // What others hand over, or add to an engine that had lost it; and what was adopted here by a statement that came too late.
+            self.correct(&mut told.unknown).await?;
+        } else {
             told.unknown = self.reassert().await?;
             told.epoch = Some(*self.epoch);
         }
-        // What others hand over, or add to an engine that had lost it; and what was adopted here by a statement that came too late.
-        self.correct(&mut told.unknown).await?;
         if !writes.is_open_in(self.epoch) && writes.may_open(self.epoch).await? {
             writes.open(self.epoch);
             tracing::info!(epoch = %self.epoch.id, "writes may go on: all that was open before is known");
@@ -126,9 +126,8 @@ impl HealingRound<'_> {
         Ok(())
     }
 
-    fn doubts(&self) -> Vec<(Doubt, SharedWrite)> {
-        let log = self.log;
-        log.doubts().list().into_iter().map(|doubt| (doubt.clone(), shared_doubt(log, &doubt))).collect()
+    fn doubts(&self) -> Vec<SharedWrite> {
+        self.log.doubts().list().iter().map(|doubt| shared_doubt(self.log, doubt)).collect()
     }
 
     /// Tells the engine what it may lack: turns, open writes, ended writes with keys. What it has in an earlier state than this log is
@@ -139,12 +138,12 @@ impl HealingRound<'_> {
         let doubts = self.doubts();
         let all = writes.all_under_way();
         let told = all.iter().filter(|one| one.is_told).map(|one| one.write.id);
-        let in_doubt: Vec<_> = told.chain(doubts.iter().map(|(_, write)| write.id)).collect();
+        let in_doubt: Vec<_> = told.chain(doubts.iter().map(|write| write.id)).collect();
         let under_way = all.iter().map(|one| {
             let end = SharedEnd { state: SharedState::UnderWay, done: None, answer: None };
             (one.write.clone(), if one.is_told { SharedEnd::IN_DOUBT } else { end })
         });
-        let in_log = doubts.iter().map(|(_, write)| (Arc::new(write.clone()), SharedEnd::IN_DOUBT));
+        let in_log = doubts.into_iter().map(|write| (Arc::new(write), SharedEnd::IN_DOUBT));
         let restored = writes.restore(&under_way.chain(in_log).collect::<Vec<_>>()).await?;
         writes.doubt_own(&in_doubt).await?;
         let keys = restore_keys(self.shared, self.log, self.answers).await?;
@@ -175,18 +174,18 @@ impl HealingRound<'_> {
             return Ok(());
         }
         let open_here = self.open_here();
-        let doubts: HashSet<_> = self.doubts().into_iter().map(|(_, write)| write.id).collect();
-        let is_news = |known: &&KnownWrite| known.state == SharedState::UnderWay && doubts.contains(&known.write.id);
+        let is_doubt = |known: &KnownWrite| open_here.get(&known.write.id) == Some(&true);
+        let is_news = |known: &&KnownWrite| known.state == SharedState::UnderWay && is_doubt(known);
         let news: Vec<_> = open.iter().filter(is_news).map(|known| known.write.id).collect();
         if !news.is_empty() {
             // The engine did not take it, or had not heard that its sender lost its log: others must hold equal writes.
             writes.doubt_own(&news).await?;
         }
         let mut told = Vec::new();
-        for known in open.into_iter().filter(|known| !open_here.contains(&known.write.id)) {
+        for known in open.into_iter().filter(|known| !open_here.contains_key(&known.write.id)) {
             let id = known.write.id;
             // What is not open here now has its end in the log, if it ever had one.
-            if is_under_way(id) || self.open_here().contains(&id) {
+            if is_under_way(id) || self.open_here().contains_key(&id) {
                 continue;
             }
             match self.end_here(&known).await? {
@@ -204,18 +203,16 @@ impl HealingRound<'_> {
     /// Fences here what may still change because of writes in doubt: those fences were raised before this replica joined.
     async fn fence_doubts_elsewhere(&self) -> Result<(), Unfinished> {
         let Some(gateway) = self.gateway else { return Ok(()) };
-        let policy = gateway.policy();
-        let cache = &policy.config.cache;
         for known in self.shared.writes.doubts().await? {
-            let after = Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt };
-            gateway.fence_doubt(&doubt_elsewhere(&known), after).here_alone();
+            gateway.fence_in_doubt(&doubt_elsewhere(&known)).here_alone();
         }
         Ok(())
     }
 
-    /// The writes that are open in this log.
-    fn open_here(&self) -> HashSet<Uuid> {
-        self.log.doubts().open_writes().iter().map(|write| shared_doubt(self.log, write).id).collect()
+    /// The writes that are open in this log, and whether they are in doubt.
+    fn open_here(&self) -> HashMap<Uuid, bool> {
+        let open = self.log.doubts().open_writes();
+        open.iter().map(|open| (shared_doubt(self.log, &open.doubt).id, open.in_doubt)).collect()
     }
 
     /// How a write of this replica ended that is not open here. `None`: nobody knows.
@@ -242,9 +239,8 @@ impl HealingRound<'_> {
     /// Takes over writes of replicas that are gone: those under way there, and those in doubt as well if `also_doubts`. Returns their
     /// number.
     pub(super) async fn adopt(&self, also_doubts: bool) -> Result<usize, Unfinished> {
-        let adopted = self.shared.writes.adopt(self.epoch, also_doubts).await;
         // If it is unclear whether some were, the next round finds them.
-        let adopted = adopted?;
+        let adopted = self.shared.writes.adopt(self.epoch, also_doubts).await?;
         for known in &adopted {
             self.record_adoption(known).await?;
         }
@@ -268,12 +264,8 @@ impl HealingRound<'_> {
             self.shared.adopting().remove(&id);
         }
         recorded.map_err(|_cannot| Unfinished::Log)?;
-        let doubt = self.doubts().into_iter().find(|(_, write)| write.id == id);
-        if let Some(((doubt, _), gateway)) = doubt.zip(self.gateway) {
-            let policy = gateway.policy();
-            let cache = &policy.config.cache;
-            let after = Invalidation::InDoubt { settle: cache.settle, doubt: cache.doubt };
-            gateway.fence_doubt(&doubt, after).in_background(&gateway.tasks);
+        if let Some(gateway) = self.gateway {
+            gateway.fence_in_doubt(&doubt_elsewhere(known)).in_background(&gateway.tasks);
         }
         Ok(())
     }

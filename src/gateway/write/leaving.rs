@@ -10,7 +10,7 @@ use super::writes_of_all::WritesOfAll;
 use crate::audit::AuditLog;
 use crate::clock::Clock;
 use crate::idempotency::{IdempotencyStore, KeyedWrite};
-use crate::replicas::Replicas;
+use crate::replicas::{Epoch, Replicas};
 
 /// How often it is looked whether this replica has joined.
 const LOOK: Duration = Duration::from_millis(50);
@@ -24,6 +24,17 @@ pub struct LeftWrites {
     pub keys: usize,
 }
 
+/// Waits until this replica has joined an epoch that will do.
+async fn joined(replicas: &Replicas, clock: &Clock, will_do: impl Fn(&Epoch) -> bool) -> Epoch {
+    loop {
+        let known = *replicas.epoch().borrow();
+        match known {
+            Some(epoch) if will_do(&epoch) => return epoch,
+            Some(_) | None => clock.sleep_until(clock.now() + LOOK).await,
+        }
+    }
+}
+
 /// Tells the engine what only this replica's log and store know: ends, doubts, and idempotency keys with their answers.
 ///
 /// # Errors
@@ -35,13 +46,7 @@ pub async fn tell_writes(
     clock: &Clock,
 ) -> Result<(), Unfinished> {
     let shared = WritesOfAll::start(replicas);
-    let epoch = loop {
-        let known = *replicas.epoch().borrow();
-        match known {
-            Some(epoch) => break epoch,
-            None => clock.sleep_until(clock.now() + LOOK).await,
-        }
-    };
+    let epoch = joined(replicas, clock, |_| true).await;
     let round = HealingRound { log, answers, shared: &shared, epoch: &epoch, clock, gateway: None };
     round.reassert().await.map(drop)
 }
@@ -59,13 +64,7 @@ pub async fn leave_writes(
     clock: &Clock,
 ) -> Result<LeftWrites, Unfinished> {
     let shared = WritesOfAll::start(replicas);
-    let epoch = loop {
-        let known = *replicas.epoch().borrow();
-        match known {
-            Some(epoch) if shared.writes.is_settled(&epoch) => break epoch,
-            Some(_) | None => clock.sleep_until(clock.now() + LOOK).await,
-        }
-    };
+    let epoch = joined(replicas, clock, |epoch| shared.writes.is_settled(epoch)).await;
     let round = HealingRound { log, answers, shared: &shared, epoch: &epoch, clock, gateway: None };
     round.reassert().await?;
     let mut left = LeftWrites::default();
